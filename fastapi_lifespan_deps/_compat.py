@@ -1,0 +1,83 @@
+"""Every name of FastAPI and Starlette that is not public, each with the releases it was seen in.
+
+"All" means FastAPI 0.121.0 to 0.165.0. What differs between releases is chosen by feature test.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fastapi import routing
+from fastapi.dependencies.models import Dependant
+from starlette.routing import BaseRoute
+
+
+def effective_routes(router: Any) -> Iterator[Any]:
+    """The routes of a router, those of included routers as they are in effect under it.
+
+    A mount comes as one route; its own routes are not entered. `router` is anything that has
+    `routes`: an application's router, one that is mounted, or Starlette's.
+    """
+    # fastapi.routing.iter_route_contexts: 0.137.2 and later; before, including copied the routes
+    contexts = getattr(routing, "iter_route_contexts", None)
+    if contexts is None:  # pragma: no cover - FastAPI up to 0.136.3
+        yield from router.routes
+        return
+    for context in contexts(router.routes):
+        # RouteContext._route_context: 0.137.2 and later. Its `starlette_route` is what serves
+        # where FastAPI does not serve by the context itself: included WebSockets and mounts.
+        effective = context._route_context
+        yield effective and effective.starlette_route or effective or context.route
+    # APIRouter._iter_low_priority_routes: 0.138.0 and later, the routes of `frontend()`
+    low_priority: Callable[[], Iterator[Any]] | None
+    low_priority = getattr(router, "_iter_low_priority_routes", None)
+    if low_priority is not None:
+        yield from low_priority()
+
+
+def is_frontend(route: Any) -> bool:
+    """Whether a route serves files, so that its dependant's own callable is never called."""
+    # _FrontendRouteGroup: 0.139.0 and later with dependencies
+    group = getattr(routing, "_FrontendRouteGroup", ())
+    return isinstance(getattr(route, "original_route", route), group)
+
+
+def matched_dependant(scope: Any) -> Dependant | None:
+    """The dependant of the route that a request was matched with; None while it is not known."""
+    route: BaseRoute | None = scope.get("route")
+    # scope["fastapi"]["effective_route_context"]: 0.137.2 and later, for an included route
+    context = scope.get("fastapi", {}).get("effective_route_context")
+    if context is not None and context.original_route is route:
+        return context.dependant  # type: ignore[no-any-return]
+    return getattr(route, "dependant", None)
+
+
+def keep_endpoint_context(bound: Callable[..., Any], call: Callable[..., Any]) -> None:
+    """Let validation errors go on naming the file and line of `call`, which `bound` stands for."""
+    # routing._endpoint_context_cache: 0.123.9 and later
+    cache = getattr(routing, "_endpoint_context_cache", None)
+    code = getattr(call, "__code__", None)
+    if cache is not None and code is not None:
+        cache[id(bound)] = {
+            "file": code.co_filename,
+            "line": code.co_firstlineno,
+            "function": code.co_name,
+        }
+
+
+def lifespan_parts(context: Any) -> Iterator[Any]:
+    """The lifespan functions that a merged lifespan is made of, outermost first."""
+    # routing._merge_lifespan_context, a closure over these two names: all
+    code = getattr(getattr(context, "__wrapped__", context), "__code__", None)
+    if code is not None and code.co_freevars == ("nested_context", "original_context"):
+        cells = getattr(context, "__wrapped__", context).__closure__
+        nested, original = (cell.cell_contents for cell in cells)
+        yield from lifespan_parts(original)
+        yield from lifespan_parts(nested)
+    else:
+        yield context
+
+
+def hooked_router(context: Any) -> Any | None:
+    """The router whose hooks a default lifespan runs; None for any other lifespan."""
+    # _DefaultLifespan._router: all (Starlette's up to 0.128.2, then FastAPI's own)
+    return context._router if type(context).__name__ == "_DefaultLifespan" else None

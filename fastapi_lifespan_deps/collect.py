@@ -1,0 +1,179 @@
+"""Collect: from an application to its declarations, each with the place where it stands."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import params
+from fastapi.dependencies.models import Dependant
+from starlette.applications import Starlette
+from starlette.routing import Host, Mount, Router
+
+from ._compat import effective_routes, is_frontend
+from .exceptions import Step
+from .params import NOTE, Key, Marker, Place, lifespan_marker, name_step
+from .plan import Declaration, Domain, Overrides
+from .signature import parameters
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Site:
+    """A callable that values are injected into: the key for each parameter.
+
+    A `dependencies=[...]` entry has no parameter name: its value must be there, that is all.
+    """
+
+    domain: Domain
+    parameters: tuple[tuple[str | None, Key], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Route:
+    """A route as it is in effect, included and mounted where it is."""
+
+    label: str
+    domain: Domain
+    dependant: Dependant
+    listed: tuple[params.Depends, ...]
+    is_called: bool  # a frontend's dependencies are solved, but no endpoint is called
+
+    def declarations(self, overrides: Overrides) -> Iterator[Declaration]:
+        path = (Step(self.label, self.dependant.call if self.is_called else None),)
+        return declared(self.dependant, self.domain, overrides, path, self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Function:
+    """A startup hook, a shutdown hook or a lifespan function, which may take values too."""
+
+    function: Callable[..., Any]
+    domain: Domain
+    passed: int = 0  # the number of leading arguments that the caller passes himself
+    site: Site = field(init=False)
+
+    def __post_init__(self) -> None:
+        found = []
+        for parameter in parameters(self.function)[self.passed :]:
+            if isinstance(parameter.marker, params.Depends):
+                marker = lifespan_marker(parameter.marker, parameter.annotation)
+                if marker is not None:
+                    place = Place(self.function, parameter.name)
+                    found.append((parameter.name, marker.key(place)))
+        object.__setattr__(self, "site", Site(self.domain, tuple(found)))
+
+    def declarations(self, overrides: Overrides) -> Iterator[Declaration]:
+        top = Step(name_step(self.function), self.function, "runs with the lifespan")
+        for name, key in self.site.parameters:
+            yield Declaration(self.domain, key, (top, Step(name or "", key.provider, NOTE)))
+
+
+def collect_routes(app: Starlette) -> Iterator[Route]:
+    """All routes that an application can reach, in the order in which it tries them."""
+    return _walk(app, app, "", set())
+
+
+def declared(
+    dependant: Dependant,
+    domain: Domain,
+    overrides: Overrides,
+    path: tuple[Step, ...] = (),
+    route: Route | None = None,
+) -> Iterator[Declaration]:
+    """What solving a dependant needs, request-scoped dependencies and their overrides included."""
+    site = bound_site(dependant.call)
+    for name, key in site.parameters:
+        yield Declaration(site.domain, key, (*path, Step(name or "dependencies", key.provider, NOTE)))
+    keys = lifespan_children(dependant, route)
+    for index, child in enumerate(dependant.dependencies):
+        label = child.name or f"dependencies[{index}]"
+        if index in keys:
+            step = Step(label, keys[index].provider, NOTE)
+            yield Declaration(domain, keys[index], (*path, step))
+            continue
+        call = overrides.get(child.call, child.call) if overrides and child.call else child.call
+        if call is child.call:
+            yield from declared(child, domain, overrides, (*path, Step(label, call)))
+        elif call is not None:
+            yield from _declared_by(call, domain, overrides, (*path, Step(label, call)))
+
+
+def lifespan_children(dependant: Dependant, route: Route | None = None) -> dict[int, Key]:
+    """The lifespan declarations among the dependencies of a dependant, by their index."""
+    # FastAPI puts the `dependencies=[...]` of a route first, without their `use_cache` (all
+    # releases) and `scope` (0.121.0): a stock declaration is read from the list itself.
+    is_bound = bound_site(dependant.call) is not NO_SITE
+    listed = () if route is None or is_bound else route.listed
+    keys = {}
+    for index, child in enumerate(dependant.dependencies):
+        declaration = listed[index] if index < len(listed) else child
+        if isinstance(child.call, Marker):
+            marker = child.call
+        elif declaration.scope == "lifespan":  # FastAPI's own Depends
+            marker = Marker(child.call, declaration.use_cache)
+        else:
+            marker = None
+        if marker is not None:
+            named = child.name is not None
+            place = Place(dependant.call, child.name) if named else Place(route, index)
+            keys[index] = marker.key(place)
+    return keys
+
+
+NO_SITE = Site(None, ())
+
+
+def bound_site(call: Any) -> Site:
+    """The site of a callable that was bound (binding.py); `NO_SITE` for any other."""
+    site: Site = getattr(call, "__lifespan_site__", NO_SITE)
+    return site
+
+
+def _declared_by(
+    call: Callable[..., Any], domain: Domain, overrides: Overrides, path: tuple[Step, ...]
+) -> Iterator[Declaration]:
+    """What a request-scoped override needs, of which FastAPI builds the dependant per request."""
+    for parameter in parameters(call):
+        if not isinstance(parameter.marker, params.Depends):
+            continue
+        marker = lifespan_marker(parameter.marker, parameter.annotation)
+        if marker is not None:
+            step = Step(parameter.name, marker.provider, NOTE)
+            yield Declaration(domain, marker.key(Place(call, parameter.name)), (*path, step))
+            continue
+        dependency = parameter.marker.dependency or parameter.annotation
+        dependency = overrides.get(dependency, dependency)
+        if all(step.call is not dependency for step in path):
+            step = Step(parameter.name, dependency)
+            yield from _declared_by(dependency, domain, overrides, (*path, step))
+
+
+def _walk(router: Any, domain: Domain, prefix: str, seen: set[int]) -> Iterator[Route]:
+    router = getattr(router, "router", router)
+    if id(router) in seen:
+        return
+    seen.add(id(router))
+    for route in effective_routes(router):
+        path = prefix + getattr(route, "path", "")
+        dependant = getattr(route, "dependant", None)
+        if dependant is not None:
+            frontend = is_frontend(route)
+            methods = " ".join(sorted(getattr(route, "methods", None) or ["WEBSOCKET"]))
+            label = f"{prefix} frontend".lstrip() if frontend else f"{methods} {path}"
+            yield Route(label, domain, dependant, tuple(route.dependencies), not frontend)
+        elif isinstance(route, Mount | Host):
+            mounted = _application(route.app)
+            if mounted is not None:
+                yield from _walk(mounted, _domain(mounted), path, seen)
+
+
+def _application(app: Any) -> Any:
+    """The application or router inside a mounted ASGI application, behind its middleware."""
+    while app is not None and not isinstance(app, Starlette | Router):
+        app = getattr(app, "app", None)
+    return app
+
+
+def _domain(mounted: Any) -> Domain:
+    if hasattr(mounted, "dependency_overrides"):
+        return mounted
+    return getattr(mounted, "dependency_overrides_provider", None)

@@ -1,0 +1,235 @@
+"""Serve: the running set of one run, its generations, and what overrides do to it."""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from typing import Any, TypeVar, overload
+
+import anyio
+from starlette.requests import HTTPConnection
+
+from .binding import bind
+from .collect import Function, Route
+from .exceptions import name_of
+from .generation import Generation
+from .instance import Instance, Supervisor, current_loop
+from .params import SCOPE_KEY, Key, not_running
+from .plan import Domain, Node, Overrides, Plan, Planner
+
+T = TypeVar("T")
+
+logger = logging.getLogger("fastapi_lifespan_deps")
+
+
+class Run:
+    """One startup-to-shutdown of an application: owner of its instances and generations."""
+
+    def __init__(self, app: Any, collect: Callable[[], Iterable[Route | Function]]) -> None:
+        self.app = app
+        self.loop = current_loop()
+        self.is_serving = False
+        self.current = Generation(app, Plan({}), {}, {})
+        self._collect = collect
+        self._sources: list[Route | Function] = []
+        self._others: list[Function] = []
+        self._planner = Planner()
+        self._supervisor = Supervisor(self._crashed)
+        self._instances: dict[Node, Instance] = {}  # in start order
+        self._originals: set[Node] = set()  # in force without overrides: kept to the end
+        self._starting: Plan | None = None
+        self._retired: list[Generation] = []
+        self._lock = anyio.Lock()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing in the application has scope "lifespan"."""
+        return not self.current.plan.resolved
+
+    async def start(self, others: Iterable[Function] = ()) -> None:
+        """Collect what the application declares, and others, and start what does not run yet.
+
+        Called again when the application's own startup is over: it may have added routes.
+        Raise the first error, of a declaration or of a start.
+        """
+        self._others += others
+        self._sources = [*self._collect(), *self._others]
+        await self._update(strict=True)
+
+    async def apply_overrides(self) -> None:
+        """Make the overrides that are set now effective. Failures are left to the requests."""
+        await self._update(strict=False)
+
+    def overrides_changed(self) -> bool:
+        """Whether overrides are not what the current generation was made for."""
+        for domain, applied in self.current.plan.overrides.items():
+            if domain.dependency_overrides != applied:
+                return True
+        return False
+
+    def drain(self) -> None:
+        """Stop the instances that nothing can use any more."""
+        wanted = {*self._originals, *self.current.plan.nodes}
+        if self._starting is not None:
+            wanted.update(self._starting.nodes)
+        for generation in list(self._retired):
+            if generation.requests:
+                wanted |= generation.held()
+            else:
+                generation.clear()
+                self._retired.remove(generation)
+        gone = [instance for node, instance in self._instances.items() if node not in wanted]
+        for instance in gone:
+            del self._instances[instance.node]
+        if gone:
+            self._supervisor.retire(gone)
+
+    @property
+    def is_draining(self) -> bool:
+        return bool(self._retired)
+
+    async def close(self) -> None:
+        """Stop everything, in reverse; then raise what went wrong on the way."""
+        try:
+            await self._supervisor.close()
+        finally:
+            for generation in (self.current, *self._retired):
+                generation.clear()
+
+    async def _update(self, *, strict: bool) -> None:
+        async with self._lock:
+            if not (strict or self.overrides_changed()):
+                return  # another request has seen to it
+            plan = self._starting = self._plan(self._overrides())
+            try:
+                if strict:
+                    for error in plan.errors:
+                        raise error
+                for source in self._sources:
+                    if isinstance(source, Route):
+                        bind(source)
+                failures = await self._start(plan, strict)
+            finally:
+                self._starting = None
+            self._retired.append(self.current)
+            self.current = Generation(self.app, plan, self._instances, failures)
+            self.drain()
+
+    def _overrides(self) -> dict[Domain, Overrides]:
+        domains = {source.domain: None for source in self._sources if source.domain is not None}
+        return {domain: dict(domain.dependency_overrides) for domain in (self.app, *domains)}
+
+    def _plan(self, overrides: dict[Domain, Overrides]) -> Plan:
+        plan = self._plan_for(overrides)
+        none: dict[Domain, Overrides] = dict.fromkeys(overrides, {})
+        self._originals = set((self._plan_for(none) if any(overrides.values()) else plan).nodes)
+        return plan
+
+    def _plan_for(self, overrides: dict[Domain, Overrides]) -> Plan:
+        declarations = (
+            declaration
+            for source in self._sources
+            for declaration in source.declarations(overrides.get(source.domain, {}))
+        )
+        return self._planner.plan(declarations, overrides)
+
+    async def _start(self, plan: Plan, strict: bool) -> dict[Node, BaseException]:
+        failures: dict[Node, BaseException] = {}
+        for node in plan.nodes:
+            broken = [failures[child] for child in node.dependencies if child in failures]
+            if broken:
+                failures[node] = broken[0]
+            elif node not in self._instances:
+                arguments = {
+                    name: self.app if child is None else self._instances[child].value
+                    for name, child in node.arguments
+                }
+                try:
+                    self._instances[node] = await self._supervisor.start(node, arguments)
+                except Exception as error:
+                    if strict:
+                        raise
+                    logger.error("`%s` failed to start", name_of(node.provider), exc_info=error)
+                    failures[node] = error
+        return failures
+
+    def _crashed(self, instance: Instance) -> None:
+        logger.error(
+            "`%s` ended by itself while serving",
+            name_of(instance.node.provider),
+            exc_info=instance.error,
+        )
+        for generation in (self.current, *self._retired):
+            generation.clear()  # what it injects is worked out anew, and found to be gone
+
+
+class LifespanContainer:
+    """The running set of an application's lifespan dependencies, as one request sees it.
+
+    Inject it with `Depends(get_container)` to look a value up by its provider. It belongs to
+    the request that it was injected into, and to the event loop of the application: use it
+    neither later nor from another thread.
+
+    Example:
+        ```python
+        @app.get("/pool-size")
+        async def read_pool_size(
+            container: Annotated[LifespanContainer, Depends(get_container)],
+        ) -> int:
+            return container[get_pool].size
+        ```
+    """
+
+    def __init__(self, generation: Generation, domain: Domain) -> None:
+        self._generation = generation
+        self._domain = domain
+
+    @overload
+    def __getitem__(self, provider: type[T]) -> T: ...
+    @overload
+    def __getitem__(self, provider: Callable[..., AsyncIterator[T]]) -> T: ...
+    @overload
+    def __getitem__(self, provider: Callable[..., Iterator[T]]) -> T: ...
+    @overload
+    def __getitem__(self, provider: Callable[..., Awaitable[T]]) -> T: ...
+    @overload
+    def __getitem__(self, provider: Callable[..., T]) -> T: ...
+    def __getitem__(self, provider: Callable[..., Any]) -> Any:
+        """The value of a lifespan dependency, or of what overrides it.
+
+        Args:
+            provider: the callable given to `Depends(..., scope="lifespan")`, with the default
+                `use_cache=True` in at least one place.
+
+        Raises:
+            UninitializedLifespanDependency: it has no value, for the reason that is given.
+        """
+        return self._generation.value(self._domain, Key(provider))
+
+    def get(self, provider: Callable[..., Any], default: Any = None) -> Any:
+        """The value of a lifespan dependency, or `default` if no route declares it.
+
+        Raises:
+            UninitializedLifespanDependency: it is declared, but failed.
+        """
+        return self[provider] if provider in self else default
+
+    def __contains__(self, provider: object) -> bool:
+        """Whether the application declares this lifespan dependency."""
+        return (self._domain, Key(provider)) in self._generation.plan.resolved  # type: ignore[arg-type]  # any object may be asked for
+
+
+async def get_container(connection: HTTPConnection) -> LifespanContainer:
+    """Give a request the container, pinned to the values that the request itself sees.
+
+    Declare it as an ordinary dependency: `Annotated[LifespanContainer, Depends(get_container)]`.
+
+    Raises:
+        UninitializedLifespanDependency: the application is not running, or has no lifespan
+            dependencies.
+    """
+    scope = connection.scope
+    generation: Generation | None = scope.get(SCOPE_KEY)
+    if generation is None:
+        raise not_running(get_container, connection)
+    if id(scope) in generation.requests:
+        generation.requests[id(scope)] = None  # it may ask for anything
+    return LifespanContainer(generation, generation.domain(scope.get("app")))

@@ -1,0 +1,168 @@
+"""What can go wrong: one base class, and messages that show the way to the culprit."""
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from traceback import format_exception
+from typing import Any
+
+from fastapi import exceptions as fastapi_exceptions
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line of the path that an error shows: a route, a parameter, a provider."""
+
+    label: str
+    call: Callable[..., Any] | None = None
+    note: str = ""
+
+
+class LifespanDependencyError(fastapi_exceptions.FastAPIError):
+    """Base of every error that this library raises itself."""
+
+
+class InvalidDependencyScope(LifespanDependencyError):
+    """`Depends()` was given a scope that does not exist.
+
+    Raised by the `Depends(...)` call itself. `scope` is what it was given.
+    """
+
+    def __init__(self, scope: object) -> None:
+        self.scope = scope
+        super().__init__(
+            f"{scope!r} is not a scope of a dependency. "
+            'Use "function", "request", "lifespan", or leave the scope out.'
+        )
+
+
+class InvalidLifespanDependency(LifespanDependencyError):
+    """`Depends(..., scope="lifespan")` was given something that makes no sense for this scope.
+
+    Raised by the `Depends(...)` call itself. `dependency` is what it was given.
+    """
+
+    def __init__(self, dependency: object, problem: str, advice: str) -> None:
+        self.dependency = dependency
+        super().__init__(
+            f'`Depends({name_of(dependency)}, scope="lifespan")` {problem}. {advice}'
+        )
+
+
+class DependencyScopeError(LifespanDependencyError, fastapi_exceptions.DependencyScopeError):
+    """A lifespan dependency asks for something that exists only during a request.
+
+    Raised when FastAPI reads the signature that declares the dependency: at the route's own
+    line, or at startup for a `dependencies=[...]` list. `provider` is the lifespan dependency,
+    `parameter` the name of its parameter, `path` the steps from the route to it.
+    """
+
+    def __init__(
+        self, provider: Callable[..., Any], parameter: str, found: str, path: Sequence[Step]
+    ) -> None:
+        self.provider = provider
+        self.parameter = parameter
+        self.path = tuple(path)
+        name = name_of(provider)
+        super().__init__(
+            f"`{name}` is started once, with the application, before any request,\n"
+            f"so it cannot take `{parameter}`, {found}.\n\n{draw(path)}\n\n"
+            f"Give `{parameter}` a plain default, declare it as a lifespan dependency too, or make "
+            f'`{name}` request-scoped (drop scope="lifespan").'
+        )
+
+
+class DependencyCycleError(LifespanDependencyError):
+    """Lifespan dependencies depend on each other in a circle.
+
+    Raised when FastAPI reads the signature, or, where an override closes the circle, at startup
+    or on the requests that need it. `path` holds the steps, from the first dependency round to
+    the same one again.
+    """
+
+    def __init__(self, path: Sequence[Step]) -> None:
+        self.path = tuple(path)
+        super().__init__(
+            f"`{name_of(path[-1].call)}` depends on itself, so it can never start.\n\n"
+            f"{draw(path)}\n\n"
+            "Take one of these dependencies out of the circle. A dependency override counts as "
+            "what it replaces: it cannot depend on it."
+        )
+
+
+class UninitializedLifespanDependency(LifespanDependencyError):
+    """The value of a lifespan dependency is not there for this request.
+
+    Raised to the request (the client sees a plain 500). `provider` is the dependency.
+    """
+
+    def __init__(self, provider: Callable[..., Any], problem: str, advice: str) -> None:
+        self.provider = provider
+        super().__init__(
+            f"There is no value of `{name_of(provider)}` ({where(provider)}) for this request: "
+            f"{problem}. {advice}"
+        )
+
+
+def together(
+    failure: BaseException | None, others: Sequence[BaseException], *, is_serving: bool = True
+) -> BaseException | None:
+    """The one exception to raise for what went wrong, and went wrong again while stopping.
+
+    What ended a startup, or a cancellation, stays what it is and carries the others as notes.
+    """
+    if failure is not None and not (is_serving and isinstance(failure, Exception)):
+        for other in others:
+            failure.add_note(f"Then, while stopping:\n{''.join(format_exception(other))}")
+        return failure
+    failures = [*([] if failure is None else [failure]), *others]
+    if len(failures) > 1:
+        return BaseExceptionGroup("several errors while stopping", failures)
+    return failures[0] if failures else None
+
+
+def name_of(call: object) -> str:
+    """The qualified name of a callable, as a person would write it."""
+    if isinstance(call, functools.partial):
+        return f"partial({name_of(call.func)})"
+    return getattr(call, "__qualname__", None) or repr(call)
+
+
+def where(call: object) -> str:
+    """`file:line` of a callable, as far as it can be known."""
+    while isinstance(call, functools.partial):
+        call = call.func
+    found = inspect.unwrap(call) if callable(call) else call
+    if not (inspect.isroutine(found) or inspect.isclass(found)):
+        found = type(found)
+    code = getattr(found, "__code__", None)
+    if code is not None:
+        return f"{_relative(code.co_filename)}:{code.co_firstlineno}"
+    try:
+        return f"{_relative(inspect.getfile(found))}"
+    except TypeError:  # written in C
+        return "built in"
+
+
+def draw(path: Sequence[Step]) -> str:
+    """Draw the path as a tree of one branch: a line for each step, in columns."""
+    rows = [
+        (
+            f"{'   ' * (depth - 1)}└─ {step.label}" if depth else step.label,
+            where(step.call) if step.call else "",
+            f"{name_of(step.call)}  {step.note}".rstrip() if step.call else step.note,
+        )
+        for depth, step in enumerate(path)
+    ]
+    first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+    return "\n".join(
+        f"  {label:{first}}  {place:{second}}  {text}".rstrip() for label, place, text in rows
+    )
+
+
+def _relative(file: str) -> str:
+    """A short name for a file below the current directory."""
+    here = os.getcwd() + os.sep
+    return file.removeprefix(here)

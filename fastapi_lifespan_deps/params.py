@@ -1,0 +1,303 @@
+"""Declare: `Depends(provider, scope="lifespan")`, and what it leaves in a signature."""
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import fastapi
+from fastapi import params
+from fastapi.security import SecurityScopes
+from starlette.applications import Starlette
+from starlette.background import BackgroundTasks
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+
+from .exceptions import (
+    DependencyCycleError,
+    DependencyScopeError,
+    InvalidDependencyScope,
+    InvalidLifespanDependency,
+    Step,
+    UninitializedLifespanDependency,
+)
+from .signature import Parameter, parameters, underlying
+
+# Where the generation that a request is pinned to stands in its ASGI scope, and the running
+# container in the lifespan state.
+SCOPE_KEY = "fastapi_lifespan_deps"
+
+NOTE = 'scope="lifespan"'
+
+
+def Depends(
+    dependency: Callable[..., Any] | None = None,
+    *,
+    use_cache: bool = True,
+    scope: Literal["function", "request", "lifespan"] | None = None,
+    **options: Any,
+) -> Any:
+    """Declare a dependency of a path operation, of another dependency, or of a lifespan hook.
+
+    This is FastAPI's `Depends` with one more scope. With `scope="lifespan"` the dependency is
+    started once, when the application starts, before it serves. Every request and WebSocket
+    gets the same object, and the code after a `yield` runs when the application stops.
+
+    A synchronous dependency is called in a worker thread, an asynchronous one in a task of its
+    own in the application's event loop: that one task runs it from beginning to end, so it may
+    hold a task group or a cancel scope across its `yield`.
+
+    Args:
+        dependency: any callable that FastAPI takes. Left out, it is the annotated class. With
+            `scope="lifespan"` it may take other lifespan dependencies, parameters with plain
+            defaults, and the application, by a parameter annotated `FastAPI` or `Starlette`.
+        use_cache: with `scope="lifespan"`, whether the whole application shares one instance
+            (the default), or every place that declares it has its own.
+        scope: `"lifespan"`, or one of FastAPI's own scopes, or `None`, which is FastAPI's default.
+        **options: FastAPI's other options, passed on untouched. None of them applies to
+            `scope="lifespan"`.
+
+    Raises:
+        InvalidDependencyScope: there is no such scope.
+        InvalidLifespanDependency: the dependency is not callable, or an option makes no sense
+            for a lifespan dependency.
+        DependencyScopeError: raised later, when FastAPI reads the signature that holds this
+            declaration, if the dependency asks for something of a request.
+
+    Example:
+        ```python
+        async def get_client() -> AsyncIterator[httpx.AsyncClient]:
+            async with httpx.AsyncClient() as client:
+                yield client
+
+        @app.get("/")
+        async def read_root(
+            client: Annotated[httpx.AsyncClient, Depends(get_client, scope="lifespan")],
+        ) -> int:
+            return (await client.get("https://example.com")).status_code
+        ```
+    """
+    if scope not in (None, "function", "request", "lifespan"):
+        raise InvalidDependencyScope(scope)
+    if scope != "lifespan":
+        return fastapi.Depends(dependency, use_cache=use_cache, scope=scope, **options)
+    for option in options:
+        raise InvalidLifespanDependency(
+            dependency, f"does not take `{option}`", "That option is for requests: leave it out."
+        )
+    return LifespanDepends(dependency, use_cache=use_cache)
+
+
+class LifespanDepends(params.Depends):
+    """What `Depends(..., scope="lifespan")` returns; FastAPI takes it for one of its own."""
+
+    def __init__(
+        self,
+        dependency: Callable[..., Any] | None = None,
+        use_cache: bool = True,
+        scope: Any = "lifespan",
+        **options: Any,
+    ) -> None:
+        super().__init__(None, use_cache=use_cache, scope=scope, **options)
+        object.__setattr__(self, "dependency", dependency)
+
+    # FastAPI copies a declaration when it infers the class from the annotation: by
+    # `dataclasses.replace`, up to 0.121.2 by assigning to the copy. Both come through here.
+    @property
+    def dependency(self) -> "Marker | None":
+        marker: Marker | None = self.__dict__.get("marker")
+        return marker
+
+    @dependency.setter
+    def dependency(self, dependency: Callable[..., Any] | None) -> None:
+        if dependency is not None and not isinstance(dependency, Marker):
+            _check_callable(dependency)
+            dependency = Marker(dependency, self.use_cache)
+        self.__dict__["marker"] = dependency
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a declaration stands: a parameter of a callable, an index in a route's list."""
+
+    owner: Hashable
+    parameter: str | int
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is shared: a provider, and for `use_cache=False` the one place that it is for."""
+
+    provider: Callable[..., Any]
+    place: Place | None = None
+
+
+@dataclass(frozen=True)
+class Marker:
+    """The callable that stands in a signature for a lifespan dependency.
+
+    To FastAPI it is an asynchronous dependency that takes the connection. An application that
+    has started takes it out of its routes and injects the values by a shorter way (binding.py).
+    Where that did not happen, calling it gives the value, or says why there is none.
+    """
+
+    provider: Callable[..., Any]
+    use_cache: bool
+    place: Place | None = None  # where it is known already (frontends)
+
+    def key(self, place: Place) -> Key:
+        """What this declares, standing at `place`."""
+        return Key(self.provider, None if self.use_cache else self.place or place)
+
+    @functools.cached_property
+    def __signature__(self) -> inspect.Signature:
+        # FastAPI reads this when a route is registered: the earliest moment at which the names
+        # in the provider's annotations can be expected to exist.
+        validate(self.provider)
+        kind = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Signature([inspect.Parameter("connection", kind, annotation=HTTPConnection)])
+
+    async def __call__(self, connection: HTTPConnection) -> Any:
+        generation = connection.scope.get(SCOPE_KEY)
+        if generation is None:
+            raise not_running(self.provider, connection)
+        return generation.marked_value(self, connection.scope.get("app"))
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """A parameter that is filled at startup: by a lifespan dependency or by the application."""
+
+    parameter: str
+    marker: Marker | None  # None: the application
+
+    @property
+    def step(self) -> Step:
+        return Step(self.parameter, self.marker and self.marker.provider, NOTE)
+
+
+def lifespan_marker(depends: params.Depends, annotation: Any) -> Marker | None:
+    """The marker of a declaration, ours or `fastapi.Depends(..., scope="lifespan")`, if it is."""
+    if depends.scope != "lifespan":  # type: ignore[comparison-overlap]  # FastAPI names its own
+        return None
+    dependency = annotation if depends.dependency is None else depends.dependency
+    if isinstance(dependency, Marker):
+        return dependency
+    return Marker(dependency, depends.use_cache)
+
+
+def requirements(
+    provider: Callable[..., Any], path: Sequence[Step] = ()
+) -> list[Requirement]:
+    """What a provider takes.
+
+    Raises `DependencyScopeError` for a parameter that cannot be filled at startup; `path` leads
+    from the route to the provider.
+    """
+    if _is_settings(provider):
+        return []  # pydantic-settings fills its fields itself, whatever the signature says
+    found = (_requirement(provider, parameter, path) for parameter in parameters(provider))
+    return [requirement for requirement in found if requirement is not None]
+
+
+def validate(provider: Callable[..., Any], path: Sequence[Step] = ()) -> None:
+    """Raise unless `provider`, and all that it depends on, can start before any request."""
+    path = path or [Step(name_step(provider), provider, NOTE)]
+    for requirement in requirements(provider, path):
+        if requirement.marker is not None:
+            branch = [*path, requirement.step]
+            check_cycle(branch)
+            validate(requirement.marker.provider, branch)
+
+
+def check_cycle(path: Sequence[Step]) -> None:
+    """Raise if the last step of `path` is there already."""
+    for index, step in enumerate(path[:-1]):
+        if step.note.startswith(NOTE) and step.call == path[-1].call:
+            raise DependencyCycleError(path[index:])
+
+
+def name_step(provider: Callable[..., Any]) -> str:
+    """The label of a provider that nobody has given a parameter name."""
+    return getattr(underlying(provider), "__name__", "dependency")
+
+
+def not_running(
+    provider: Callable[..., Any], connection: HTTPConnection
+) -> UninitializedLifespanDependency:
+    """Say why a request was pinned to no generation."""
+    app = connection.scope.get("app")
+    runs = getattr(getattr(app, "router", None), "lifespan_runs", None)
+    if runs is None:
+        return UninitializedLifespanDependency(
+            provider,
+            f"the application is a plain {type(app).__name__}, which does not know "
+            'scope="lifespan"',
+            "Make it a LifespanFastAPI, or call enable_lifespan_scope(app) before it starts.",
+        )
+    if runs:
+        return UninitializedLifespanDependency(
+            provider,
+            "the application was started in another event loop, and its values belong there",
+            "Send requests in the event loop, and so in the thread, that runs the lifespan.",
+        )
+    return UninitializedLifespanDependency(
+        provider,
+        "the application is not running",
+        "Its lifespan has not been entered, or has ended. In tests, write `with TestClient(app) "
+        "as client:`; without a server, `async with app.router.lifespan_context(app):`.",
+    )
+
+
+def _requirement(
+    provider: Callable[..., Any], parameter: Parameter, path: Sequence[Step]
+) -> Requirement | None:
+    if isinstance(parameter.marker, params.Depends):
+        marker = lifespan_marker(parameter.marker, parameter.annotation)
+        if marker is not None:
+            return Requirement(parameter.name, marker)
+        step = Step(parameter.name, parameter.marker.dependency, "scope of a request")
+        found = "a dependency of a request"
+    elif parameter.is_a(
+        HTTPConnection, Response, BackgroundTasks, SecurityScopes
+    ):
+        step = Step(str(parameter), None, "belongs to a request")
+        found = f"the {parameter.annotation.__name__} of a request"
+    elif parameter.marker is None and parameter.is_a(Starlette):
+        return Requirement(parameter.name, None)
+    elif parameter.marker is None and parameter.has_default:
+        return None
+    else:
+        kind = type(parameter.marker).__name__.lower() if parameter.marker else "query or body"
+        step = Step(str(parameter), None, f"a {kind} parameter")
+        found = f"which is a parameter of a request ({kind})"
+    raise DependencyScopeError(provider, parameter.name, found, [*path, step])
+
+
+def _is_settings(provider: Callable[..., Any]) -> bool:
+    settings = sys.modules.get("pydantic_settings")
+    provider = underlying(provider)
+    return (
+        settings is not None
+        and isinstance(provider, type)
+        and issubclass(provider, settings.BaseSettings)
+    )
+
+
+def _check_callable(dependency: object) -> None:
+    if not callable(dependency):
+        raise InvalidLifespanDependency(
+            dependency,
+            "needs a callable",
+            "Pass the function or the class itself, without calling it.",
+        )
+    try:
+        hash(dependency)
+    except TypeError:
+        raise InvalidLifespanDependency(
+            dependency,
+            "needs a hashable callable, to tell it from others",
+            "Give its class a `__hash__`, or wrap it in a function.",
+        ) from None

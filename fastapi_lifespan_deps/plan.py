@@ -1,0 +1,97 @@
+"""Plan: from declarations and overrides to the nodes to start, in order. Pure data."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .exceptions import LifespanDependencyError, Step
+from .params import NOTE, Key, Place, check_cycle, name_step, requirements
+
+# Whose `dependency_overrides` apply: an application, or None for a router mounted on its own.
+Domain = Any
+Overrides = Mapping[Callable[..., Any], Callable[..., Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """Something wants the value of `key`, in the domain of whose overrides it stands."""
+
+    domain: Domain
+    key: Key
+    path: tuple[Step, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """One instance to start: a provider and the nodes that it takes (None: the application).
+
+    Two nodes that are made of the same things are the same object.
+    """
+
+    provider: Callable[..., Any]
+    place: Place | None
+    arguments: tuple[tuple[str, "Node | None"], ...]
+
+    @property
+    def dependencies(self) -> list["Node"]:
+        return [node for _, node in self.arguments if node is not None]
+
+
+@dataclass(slots=True)
+class Plan:
+    """What each key resolves to under a set of overrides, and all nodes, in start order."""
+
+    overrides: dict[Domain, Overrides]
+    nodes: dict[Node, None] = field(default_factory=dict)
+    resolved: dict[tuple[Domain, Key], Node | LifespanDependencyError] = field(
+        default_factory=dict
+    )
+
+    @property
+    def errors(self) -> list[LifespanDependencyError]:
+        return [found for found in self.resolved.values() if not isinstance(found, Node)]
+
+
+class Planner:
+    """Makes plans, and gives equal nodes of successive plans one identity.
+
+    So what an override does not touch keeps its node, and with it its running instance.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], Node] = {}
+
+    def plan(
+        self, declarations: Iterable[Declaration], overrides: dict[Domain, Overrides]
+    ) -> Plan:
+        plan = Plan(overrides)
+        for declaration in declarations:
+            target = declaration.domain, declaration.key
+            if target not in plan.resolved:
+                try:
+                    self._resolve(plan, *target, declaration.path)
+                except LifespanDependencyError as error:
+                    plan.resolved[target] = error
+        return plan
+
+    def _resolve(self, plan: Plan, domain: Domain, key: Key, path: tuple[Step, ...]) -> Node:
+        found = plan.resolved.get((domain, key))
+        if isinstance(found, Node):
+            return found
+        provider = plan.overrides.get(domain, {}).get(key.provider, key.provider)
+        if provider is not key.provider:
+            note = f"{NOTE}, overrides {name_step(key.provider)}"
+            path = (*path[:-1], Step(path[-1].label, provider, note))
+        check_cycle(path)
+        arguments: list[tuple[str, Node | None]] = []
+        for requirement in requirements(provider, path):
+            node = None
+            if requirement.marker is not None:
+                child = requirement.marker.key(Place(provider, requirement.parameter))
+                node = self._resolve(plan, domain, child, (*path, requirement.step))
+            arguments.append((requirement.parameter, node))
+        identity = (provider, key.place, *((name, id(node)) for name, node in arguments))
+        node = self._known.setdefault(identity, Node(provider, key.place, tuple(arguments)))
+        plan.resolved[domain, key] = node
+        plan.nodes[node] = None
+        return node

@@ -1,0 +1,253 @@
+"""The wrapper router: the whole story of a run, from startup to shutdown."""
+
+import contextlib
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+)
+from functools import partial
+from inspect import iscoroutinefunction
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ._compat import hooked_router, lifespan_parts
+from .collect import Function, Route, collect_routes
+from .container import Run
+from .exceptions import together
+from .instance import current_loop
+from .params import SCOPE_KEY
+from .signature import underlying
+
+
+class LifespanRouter(APIRouter):
+    """An application's router whose lifespan starts and stops lifespan dependencies.
+
+    `adopt` turns the router of an existing application into one; its routes stay what they are.
+    """
+
+    lifespan_runs: list[Run]
+    """The runs that are alive, several when one application is started several times at once."""
+
+    @classmethod
+    def adopt(cls, router: APIRouter) -> None:
+        if isinstance(router, cls):
+            return
+        context = router.__dict__.pop("lifespan_context")
+        kind = type(router)
+        router.__class__ = cls if kind is APIRouter else type(kind.__name__, (cls, kind), {})
+        router.lifespan_runs = []  # type: ignore[attr-defined]  # it is one now
+        router.lifespan_context = context
+
+    # `include_router` reads the lifespan, merges another one into it, and assigns the result;
+    # user code does the same by hand. Whatever is assigned becomes a part of one `Lifespan`.
+    @property  # type: ignore[override]
+    def lifespan_context(self) -> "Lifespan":
+        return self._lifespan
+
+    @lifespan_context.setter
+    def lifespan_context(self, context: Any) -> None:
+        parts: list[Any] = []
+        for part in lifespan_parts(context):
+            parts += part.parts if isinstance(part, Lifespan) else [part]
+        self._lifespan = Lifespan(self, parts)
+
+    async def lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Starlette refuses to start if there is a state and the server has no room for it. Our
+        # own entry can do without: the run is found by the event loop then.
+        if "state" not in scope:
+            scope["state"] = _NoState()
+        await super().lifespan(scope, receive, send)
+
+    @contextlib.contextmanager
+    def pinning(self, run: Run) -> Iterator[None]:
+        """Let requests find the run."""
+        self.lifespan_runs.append(run)
+        try:
+            if run.app.middleware_stack is not None:  # else the application may still change it
+                self.pin(run)
+            yield
+        finally:
+            self.lifespan_runs.remove(run)
+            stack = run.app.middleware_stack
+            if isinstance(stack, Pin) and not self.lifespan_runs:
+                run.app.middleware_stack = stack.app
+
+    def pin(self, run: Run) -> None:
+        """Put the layer that pins requests around the application, if it has what to pin."""
+        if run.is_empty or isinstance(run.app.middleware_stack, Pin):
+            return
+        if run.app.middleware_stack is None:
+            run.app.middleware_stack = run.app.build_middleware_stack()
+        run.app.middleware_stack = Pin(run.app.middleware_stack, self)
+
+    def find_run(self, state: Mapping[str, Any] | None = None) -> Run | None:
+        """The run that a lifespan state tells of; without one, the latest in this event loop."""
+        run: Run | None = state.get(SCOPE_KEY) if state else None
+        candidates = self.lifespan_runs if run is None else [run]
+        loop = current_loop()
+        return next((run for run in reversed(candidates) if run.loop is loop), None)
+
+
+class Lifespan:
+    """The merged lifespan of an application: what `router.lifespan_context` is."""
+
+    def __init__(self, router: LifespanRouter, parts: list[Any]) -> None:
+        self.router = router
+        self.parts = parts  # the user's lifespan functions, and FastAPI's default ones
+
+    @asynccontextmanager
+    async def __call__(self, app: Any) -> AsyncIterator[Mapping[str, Any] | None]:
+        """Run the application, from startup to shutdown."""
+        router = self.router
+        if router.lifespan_context is not self:
+            # Somebody wrapped it and assigned the wrapper: the run is under way already.
+            async with self._user_lifespans(app, router.find_run()) as state:
+                yield state
+            return
+
+        run = Run(router.dependency_overrides_provider, self._sources)
+        async with _leaving(run, lambda: [run.close]):
+            await run.start()
+            with router.pinning(run):
+                async with self._hooks(run), self._user_lifespans(app, run) as state:
+                    await run.start()  # what the startup of the user's code has added
+                    router.pin(run)
+                    run.is_serving = True
+                    yield state if run.is_empty else {**(state or {}), SCOPE_KEY: run}
+
+    @asynccontextmanager
+    async def _hooks(self, run: Run) -> AsyncIterator[None]:
+        """Run each hook once: the application's, and what only an included router knows of."""
+        for hook in self._registered("on_startup"):
+            await _call_hook(hook, run)
+        async with _leaving(
+            run, lambda: [partial(_call_hook, hook, run) for hook in self._registered("on_shutdown")]
+        ):
+            yield
+
+    @asynccontextmanager
+    async def _user_lifespans(
+        self, app: Any, run: Run | None
+    ) -> AsyncIterator[Mapping[str, Any] | None]:
+        """Enter the application's lifespan function, then those of included routers."""
+        state: Mapping[str, Any] | None = None
+        async with AsyncExitStack() as stack:
+            for part in self._functions():
+                context = await _call_lifespan(part, app, run)
+                found = await stack.enter_async_context(context)
+                if found is not None:
+                    state = {**found, **(state or {})}
+            yield state
+
+    def _functions(self) -> list[Any]:
+        return [part for part in self.parts if hooked_router(part) is None]
+
+    def _registered(self, kind: str) -> list[Callable[..., Any]]:
+        included = [hooked_router(part) for part in self.parts]
+        hooks: list[Callable[..., Any]] = []
+        for router in (self.router, *included):
+            hooks += [hook for hook in getattr(router, kind, ()) if hook not in hooks]
+        return hooks
+
+    def _sources(self) -> Iterator[Route | Function]:
+        app = self.router.dependency_overrides_provider
+        yield from collect_routes(app)
+        for kind in ("on_startup", "on_shutdown"):
+            for hook in self._registered(kind):
+                yield Function(hook, app)
+        for function in self._functions():
+            yield Function(function, app, passed=1)
+
+
+class Pin:
+    """The outermost ASGI layer of a running application: pins each request to a generation.
+
+    The request keeps it to the end of its response, background tasks and WebSocket included.
+    """
+
+    def __init__(self, app: ASGIApp, router: LifespanRouter) -> None:
+        self.app = app
+        self.router = router
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # a lifespan, or a request that came here through an application that has pinned it
+        if scope["type"] == "lifespan" or SCOPE_KEY in scope:
+            return await self.app(scope, receive, send)
+        run = self.router.find_run(scope.get("state"))
+        if run is None:  # what needs a value says why there is none
+            return await self.app(scope, receive, send)
+        if run.overrides_changed():
+            await run.apply_overrides()
+        generation = run.current
+        scope[SCOPE_KEY] = generation
+        generation.requests[id(scope)] = scope
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            del generation.requests[id(scope)]
+            if run.is_draining:
+                run.drain()
+
+
+class _NoState(dict[str, Any]):
+    """The lifespan state where the server has none: takes our entry only, as if there were none."""
+
+    def update(self, state: Mapping[str, Any]) -> None:  # type: ignore[override]  # its one caller
+        if state.keys() - {SCOPE_KEY}:
+            raise RuntimeError('The server does not support "state" in the lifespan scope.')
+
+
+@asynccontextmanager
+async def _leaving(
+    run: Run, steps: Callable[[], Iterable[Callable[[], Awaitable[None]]]]
+) -> AsyncIterator[None]:
+    """Take every step on the way out, whatever happened inside and in the other steps."""
+    failure: BaseException | None = None
+    try:
+        yield
+    except BaseException as error:
+        failure = error
+    errors = []
+    for step in steps():
+        try:
+            await step()
+        except BaseException as error:
+            errors.append(error)
+    failure = together(failure, errors, is_serving=run.is_serving)
+    if failure is not None:
+        raise failure
+
+
+async def _call_hook(hook: Callable[..., Any], run: Run) -> None:
+    values = run.current[Function(hook, run.app).site]
+    # As in FastAPI, a synchronous hook runs in the event loop.
+    result = hook(**values)
+    if iscoroutinefunction(underlying(hook)):
+        await result
+
+
+async def _call_lifespan(
+    function: Callable[..., Any], app: Any, run: Run | None
+) -> AbstractAsyncContextManager[Any]:
+    """Call a lifespan function with the application and the values that it declares."""
+    source = Function(function, run and run.app, passed=1)
+    if run is None or not source.site.parameters:
+        return function(app)  # type: ignore[no-any-return]
+    await run.start([source])  # collected already, unless somebody has wrapped the lifespan
+    values = run.current[source.site]
+    generator = inspect.unwrap(function)
+    if inspect.isgeneratorfunction(generator):  # FastAPI's wrapper takes the application alone
+        return _lifted(contextlib.contextmanager(generator)(app, **values))
+    return function(app, **values)  # type: ignore[no-any-return]
+
+
+@asynccontextmanager
+async def _lifted(context: AbstractContextManager[Any]) -> AsyncIterator[Any]:
+    with context as value:
+        yield value
