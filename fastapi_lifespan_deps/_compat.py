@@ -26,7 +26,7 @@ def effective_routes(router: Any) -> Iterator[Any]:
         # RouteContext._route_context: 0.137.2 and later. Its `starlette_route` is what serves
         # where FastAPI does not serve by the context itself: included WebSockets and mounts.
         effective = context._route_context
-        yield effective and effective.starlette_route or effective or context.route
+        yield getattr(effective, "starlette_route", None) or effective or context.route
     # APIRouter._iter_low_priority_routes: 0.138.0 and later, the routes of `frontend()`
     low_priority: Callable[[], Iterator[Any]] | None
     low_priority = getattr(router, "_iter_low_priority_routes", None)

@@ -11,7 +11,15 @@ from starlette.routing import Host, Mount, Router
 
 from ._compat import effective_routes, is_frontend
 from .exceptions import Step
-from .params import NOTE, Key, Marker, Place, lifespan_marker, name_step
+from .params import (
+    NOTE,
+    Key,
+    Marker,
+    Place,
+    has_lifespan_scope,
+    lifespan_marker,
+    name_step,
+)
 from .plan import Declaration, Domain, Overrides
 from .signature import parameters
 
@@ -67,7 +75,7 @@ class Function:
             yield Declaration(self.domain, key, (top, Step(name or "", key.provider, NOTE)))
 
 
-def collect_routes(app: Starlette) -> Iterator[Route]:
+def collect_routes(app: Any) -> Iterator[Route]:
     """All routes that an application can reach, in the order in which it tries them."""
     return _walk(app, app, "", set())
 
@@ -82,7 +90,8 @@ def declared(
     """What solving a dependant needs, request-scoped dependencies and their overrides included."""
     site = bound_site(dependant.call)
     for name, key in site.parameters:
-        yield Declaration(site.domain, key, (*path, Step(name or "dependencies", key.provider, NOTE)))
+        step = Step(name or "dependencies", key.provider, NOTE)
+        yield Declaration(site.domain, key, (*path, step))
     keys = lifespan_children(dependant, route)
     for index, child in enumerate(dependant.dependencies):
         label = child.name or f"dependencies[{index}]"
@@ -108,14 +117,12 @@ def lifespan_children(dependant: Dependant, route: Route | None = None) -> dict[
         declaration = listed[index] if index < len(listed) else child
         if isinstance(child.call, Marker):
             marker = child.call
-        elif declaration.scope == "lifespan":  # FastAPI's own Depends
+        elif child.call and has_lifespan_scope(declaration):  # declared by FastAPI's own Depends
             marker = Marker(child.call, declaration.use_cache)
         else:
-            marker = None
-        if marker is not None:
-            named = child.name is not None
-            place = Place(dependant.call, child.name) if named else Place(route, index)
-            keys[index] = marker.key(place)
+            continue
+        place = Place(route, index) if child.name is None else Place(dependant.call, child.name)
+        keys[index] = marker.key(place)
     return keys
 
 

@@ -119,7 +119,7 @@ class Run:
 
     def _plan(self, overrides: dict[Domain, Overrides]) -> Plan:
         plan = self._plan_for(overrides)
-        none: dict[Domain, Overrides] = dict.fromkeys(overrides, {})
+        none: dict[Domain, Overrides] = {domain: {} for domain in overrides}
         self._originals = set((self._plan_for(none) if any(overrides.values()) else plan).nodes)
         return plan
 
@@ -210,7 +210,9 @@ class LifespanContainer:
         Raises:
             UninitializedLifespanDependency: it is declared, but failed.
         """
-        return self[provider] if provider in self else default
+        if provider not in self:
+            return default
+        return self[provider]
 
     def __contains__(self, provider: object) -> bool:
         """Whether the application declares this lifespan dependency."""

@@ -46,9 +46,7 @@ class InvalidLifespanDependency(LifespanDependencyError):
 
     def __init__(self, dependency: object, problem: str, advice: str) -> None:
         self.dependency = dependency
-        super().__init__(
-            f'`Depends({name_of(dependency)}, scope="lifespan")` {problem}. {advice}'
-        )
+        super().__init__(f'`Depends({name_of(dependency)}, scope="lifespan")` {problem}. {advice}')
 
 
 class DependencyScopeError(LifespanDependencyError, fastapi_exceptions.DependencyScopeError):

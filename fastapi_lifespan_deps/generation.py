@@ -78,8 +78,8 @@ class Generation(dict[Site, dict[str, Any]]):
         """The nodes that the pinned requests can reach."""
         nodes: set[Node] = set()
         for scope in list(self.requests.values()):
-            dependant = scope and matched_dependant(scope)
-            if not scope or not dependant:
+            dependant = None if scope is None else matched_dependant(scope)
+            if scope is None or dependant is None:
                 return set(self.plan.nodes)
             domain = self.domain(scope.get("app"))
             overrides = self.plan.overrides.get(domain, {})

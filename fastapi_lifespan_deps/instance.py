@@ -22,7 +22,9 @@ MAX_THREADS = 8
 
 
 @asynccontextmanager
-async def entered(call: Callable[[], Any], kind: Any, threads: CapacityLimiter) -> AsyncIterator[Any]:
+async def entered(
+    call: Callable[[], Any], kind: Any, threads: CapacityLimiter
+) -> AsyncIterator[Any]:
     """Call a provider of any kind; go on after its `yield` at the end.
 
     `kind` is the function that says how to call it (signature.underlying).

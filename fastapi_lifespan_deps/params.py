@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import fastapi
+from fastapi import Depends as FastAPIDepends
 from fastapi import params
 from fastapi.security import SecurityScopes
 from starlette.applications import Starlette
@@ -82,7 +82,7 @@ def Depends(
     if scope not in (None, "function", "request", "lifespan"):
         raise InvalidDependencyScope(scope)
     if scope != "lifespan":
-        return fastapi.Depends(dependency, use_cache=use_cache, scope=scope, **options)
+        return FastAPIDepends(dependency, use_cache=use_cache, scope=scope, **options)
     for option in options:
         raise InvalidLifespanDependency(
             dependency, f"does not take `{option}`", "That option is for requests: leave it out."
@@ -106,7 +106,7 @@ class LifespanDepends(params.Depends):
     # FastAPI copies a declaration when it infers the class from the annotation: by
     # `dataclasses.replace`, up to 0.121.2 by assigning to the copy. Both come through here.
     @property
-    def dependency(self) -> "Marker | None":
+    def dependency(self) -> "Marker | None":  # pyright: ignore[reportIncompatibleVariableOverride]
         marker: Marker | None = self.__dict__.get("marker")
         return marker
 
@@ -178,9 +178,15 @@ class Requirement:
         return Step(self.parameter, self.marker and self.marker.provider, NOTE)
 
 
+def has_lifespan_scope(declaration: Any) -> bool:
+    """Whether a `Depends`, or what FastAPI made of it, was given `scope="lifespan"`."""
+    scope: str | None = declaration.scope
+    return scope == "lifespan"
+
+
 def lifespan_marker(depends: params.Depends, annotation: Any) -> Marker | None:
     """The marker of a declaration, ours or `fastapi.Depends(..., scope="lifespan")`, if it is."""
-    if depends.scope != "lifespan":  # type: ignore[comparison-overlap]  # FastAPI names its own
+    if not has_lifespan_scope(depends):
         return None
     dependency = annotation if depends.dependency is None else depends.dependency
     if isinstance(dependency, Marker):
@@ -188,9 +194,7 @@ def lifespan_marker(depends: params.Depends, annotation: Any) -> Marker | None:
     return Marker(dependency, depends.use_cache)
 
 
-def requirements(
-    provider: Callable[..., Any], path: Sequence[Step] = ()
-) -> list[Requirement]:
+def requirements(provider: Callable[..., Any], path: Sequence[Step] = ()) -> list[Requirement]:
     """What a provider takes.
 
     Raises `DependencyScopeError` for a parameter that cannot be filled at startup; `path` leads
@@ -260,9 +264,7 @@ def _requirement(
             return Requirement(parameter.name, marker)
         step = Step(parameter.name, parameter.marker.dependency, "scope of a request")
         found = "a dependency of a request"
-    elif parameter.is_a(
-        HTTPConnection, Response, BackgroundTasks, SecurityScopes
-    ):
+    elif parameter.is_a(HTTPConnection, Response, BackgroundTasks, SecurityScopes):
         step = Step(str(parameter), None, "belongs to a request")
         found = f"the {parameter.annotation.__name__} of a request"
     elif parameter.marker is None and parameter.is_a(Starlette):

@@ -43,9 +43,7 @@ class Plan:
 
     overrides: dict[Domain, Overrides]
     nodes: dict[Node, None] = field(default_factory=dict)
-    resolved: dict[tuple[Domain, Key], Node | LifespanDependencyError] = field(
-        default_factory=dict
-    )
+    resolved: dict[tuple[Domain, Key], Node | LifespanDependencyError] = field(default_factory=dict)
 
     @property
     def errors(self) -> list[LifespanDependencyError]:
@@ -61,9 +59,7 @@ class Planner:
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], Node] = {}
 
-    def plan(
-        self, declarations: Iterable[Declaration], overrides: dict[Domain, Overrides]
-    ) -> Plan:
+    def plan(self, declarations: Iterable[Declaration], overrides: dict[Domain, Overrides]) -> Plan:
         plan = Plan(overrides)
         for declaration in declarations:
             target = declaration.domain, declaration.key

@@ -46,7 +46,7 @@ class LifespanRouter(APIRouter):
 
     # `include_router` reads the lifespan, merges another one into it, and assigns the result;
     # user code does the same by hand. Whatever is assigned becomes a part of one `Lifespan`.
-    @property  # type: ignore[override]
+    @property
     def lifespan_context(self) -> "Lifespan":
         return self._lifespan
 
@@ -127,7 +127,8 @@ class Lifespan:
         for hook in self._registered("on_startup"):
             await _call_hook(hook, run)
         async with _leaving(
-            run, lambda: [partial(_call_hook, hook, run) for hook in self._registered("on_shutdown")]
+            run,
+            lambda: [partial(_call_hook, hook, run) for hook in self._registered("on_shutdown")],
         ):
             yield
 
