@@ -1,0 +1,73 @@
+"""What a request may ask for: request-scoped dependencies that use the lifespan's settings."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from fastapi.exceptions import RequestValidationError
+
+from fastapi_lifespan_deps import Depends
+
+from .schemas import EmbeddingsRequest, SimilarityRequest
+from .settings import Settings, SettingsDep
+
+# The form of FastAPI's own validation errors, without `input`: it would send back the very text
+# that is too long.
+Problem = dict[str, Any]
+
+
+async def check_embeddings(body: EmbeddingsRequest, settings: SettingsDep) -> EmbeddingsRequest:
+    """Answer 422 when the texts are over the limits."""
+    _refuse(*_problems_of_list("texts", body.texts, settings))
+    return body
+
+
+async def check_similarity(body: SimilarityRequest, settings: SettingsDep) -> SimilarityRequest:
+    """Answer 422 when the query or the candidates are over the limits."""
+    _refuse(
+        *_problems_of_text(("query",), body.query, settings),
+        *_problems_of_list("candidates", body.candidates, settings),
+    )
+    return body
+
+
+def _refuse(*problems: Problem) -> None:
+    if problems:
+        raise RequestValidationError(problems)
+
+
+def _problems_of_list(field: str, texts: list[str], settings: Settings) -> Iterator[Problem]:
+    count, limit = len(texts), settings.max_texts
+    if count == 0:
+        yield {
+            "type": "too_short",
+            "loc": ("body", field),
+            "msg": "Send at least 1 text: the list is empty.",
+            "ctx": {"min_length": 1, "actual_length": 0},
+        }
+    elif count > limit:
+        yield {
+            "type": "too_long",
+            "loc": ("body", field),
+            "msg": f"Send at most {limit:,} texts: the list has {count:,}.",
+            "ctx": {"max_length": limit, "actual_length": count},
+        }
+    else:
+        for index, text in enumerate(texts):
+            yield from _problems_of_text((field, index), text, settings)
+
+
+def _problems_of_text(
+    place: tuple[str | int, ...], text: str, settings: Settings
+) -> Iterator[Problem]:
+    length, limit = len(text), settings.max_text_length
+    if length > limit:
+        yield {
+            "type": "string_too_long",
+            "loc": ("body", *place),
+            "msg": f"Send at most {limit:,} characters in a text: this one has {length:,}.",
+            "ctx": {"max_length": limit, "actual_length": length},
+        }
+
+
+EmbeddingsBody = Annotated[EmbeddingsRequest, Depends(check_embeddings)]
+SimilarityBody = Annotated[SimilarityRequest, Depends(check_similarity)]
