@@ -36,7 +36,7 @@ class Run:
         self._instances: dict[Node, Instance] = {}  # in start order
         self._originals: set[Node] = set()  # in force without overrides: kept to the end
         self._starting: Plan | None = None
-        self._retired: list[Generation] = []
+        self.retired: list[Generation] = []  # not current, still used by requests
         self._lock = anyio.Lock()
 
     @property
@@ -70,29 +70,23 @@ class Run:
         wanted = {*self._originals, *self.current.plan.nodes}
         if self._starting is not None:
             wanted.update(self._starting.nodes)
-        for generation in list(self._retired):
+        for generation in list(self.retired):
             if generation.requests:
                 wanted |= generation.held()
             else:
                 generation.clear()
-                self._retired.remove(generation)
+                self.retired.remove(generation)
         gone = [instance for node, instance in self._instances.items() if node not in wanted]
         for instance in gone:
             del self._instances[instance.node]
         if gone:
             self._supervisor.retire(gone)
 
-    @property
-    def is_draining(self) -> bool:
-        return bool(self._retired)
-
     async def close(self) -> None:
         """Stop everything, in reverse; then raise what went wrong on the way."""
-        try:
-            await self._supervisor.close()
-        finally:
-            for generation in (self.current, *self._retired):
-                generation.clear()
+        for generation in (self.current, *self.retired):
+            generation.clear()
+        await self._supervisor.close()
 
     async def _update(self, *, strict: bool) -> None:
         async with self._lock:
@@ -109,7 +103,7 @@ class Run:
                 failures = await self._start(plan, strict)
             finally:
                 self._starting = None
-            self._retired.append(self.current)
+            self.retired.append(self.current)
             self.current = Generation(self.app, plan, self._instances, failures)
             self.drain()
 
@@ -157,7 +151,7 @@ class Run:
             name_of(instance.node.provider),
             exc_info=instance.error,
         )
-        for generation in (self.current, *self._retired):
+        for generation in (self.current, *self.retired):
             generation.clear()  # what it injects is worked out anew, and found to be gone
 
 

@@ -29,7 +29,7 @@ class Generation(dict[Site, dict[str, Any]]):
     ) -> None:
         self.app = app
         self.plan = plan
-        self.instances = instances
+        self.instances = {node: instances[node] for node in plan.nodes if node in instances}
         self.failures = failures
         # By id; the scope tells what route the request is on. None: it may use any value.
         self.requests: dict[int, Scope | None] = {}
@@ -54,8 +54,10 @@ class Generation(dict[Site, dict[str, Any]]):
         instance = self.instances.get(found)
         if instance is None:
             raise self._failed(key, "it failed to start") from self.failures.get(found)
-        if not instance.is_alive:
+        if instance.has_crashed:
             raise self._failed(key, "it ended by itself while serving") from instance.error
+        if not instance.is_alive:
+            raise self._failed(key, "it has been stopped")
         return instance.value
 
     def marked_value(self, marker: Marker, app: Any) -> Any:

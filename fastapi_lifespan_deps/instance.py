@@ -4,7 +4,13 @@ import asyncio
 import math
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from functools import partial
 from inspect import isasyncgenfunction, iscoroutine, iscoroutinefunction, isgeneratorfunction
 from typing import Any
@@ -27,29 +33,43 @@ async def entered(
 ) -> AsyncIterator[Any]:
     """Call a provider of any kind; go on after its `yield` at the end.
 
-    `kind` is the function that says how to call it (signature.underlying).
+    `kind` is the function that says how to call it (signature.underlying). No name here holds
+    the value, so that the code after `yield` can give its memory back.
     """
     run = partial(to_thread.run_sync, limiter=threads)
-    if isasyncgenfunction(kind):
-        values = call()
-        # decorated with @asynccontextmanager, it gives the context already
-        context = values if hasattr(values, "__aenter__") else asynccontextmanager(lambda: values)()
-        async with context as value:
-            yield value
-    elif isgeneratorfunction(kind):
-        items = await run(call)
-        block = items if hasattr(items, "__enter__") else contextmanager(lambda: items)()
-        value = await run(block.__enter__)
-        try:
-            yield value
-        finally:
-            await run(block.__exit__, None, None, None)
-    elif iscoroutinefunction(kind):
-        yield await call()
-    else:
-        value = await run(call)
-        # a lambda around an async function, say: a coroutine is of no use to a second request
-        yield await value if iscoroutine(value) else value
+    async with AsyncExitStack() as stack:
+        if isasyncgenfunction(kind):
+            yield await stack.enter_async_context(_context(call(), asynccontextmanager))
+        elif isgeneratorfunction(kind):
+            context = _context(await run(call), contextmanager)
+            yield await stack.enter_async_context(_InThread(context, run))
+        elif iscoroutinefunction(kind):
+            yield await call()
+        else:
+            value = await run(call)
+            # a lambda around an async function, say: a coroutine is of no use to many requests
+            yield await value if iscoroutine(value) else value
+
+
+def _context(result: Any, make: Callable[..., Any]) -> Any:
+    """What a generator function returned, as a context manager; a decorated one gives it so."""
+    if isinstance(result, AbstractContextManager | AbstractAsyncContextManager):
+        return result
+    return make(lambda: result)()
+
+
+class _InThread(AbstractAsyncContextManager[Any]):
+    """A context manager that is entered and left in worker threads."""
+
+    def __init__(self, context: AbstractContextManager[Any], run: Callable[..., Any]) -> None:
+        self._context = context
+        self._run = run
+
+    async def __aenter__(self) -> Any:
+        return await self._run(self._context.__enter__)
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._run(self._context.__exit__, None, None, None)
 
 
 class Instance:
@@ -75,12 +95,13 @@ class Instance:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the value may be used: started, and not ended by itself."""
-        return self.started and not self.ended.is_set()
+        """Whether the value may be used."""
+        return self.started and not self._stop.is_set() and not self.ended.is_set()
 
     @property
-    def is_stopping(self) -> bool:
-        return self._stop.is_set()
+    def has_crashed(self) -> bool:
+        """Whether it ended without being told to."""
+        return self.started and not self._stop.is_set() and self.ended.is_set()
 
     async def run(self, context: AbstractAsyncContextManager[Any]) -> None:
         """Own the value from entry to exit; the body of the instance's task."""
@@ -90,14 +111,16 @@ class Instance:
                     self._living.shield = True
                     self.started = True
                     self.settled.set()
-                    await self._until_stopped()
+                    try:
+                        await self._until_stopped()
+                    finally:
+                        self.value = None
         except BaseException as error:
             self.error = error
         finally:
-            self.value = None
             self.settled.set()
             self.ended.set()
-            if self.started and not self._stop.is_set():
+            if self.has_crashed:
                 self._on_crash(self)
 
     async def _until_stopped(self) -> None:
@@ -144,6 +167,8 @@ class Supervisor:
 
     async def start(self, node: Node, arguments: dict[str, Any]) -> Instance:
         """Start one node and wait for its value. Raise what the provider raises."""
+        if self._closing.is_set():
+            raise RuntimeError(f"`{name_of(node.provider)}` cannot start: the application stops")
         if self._task is None:
             self._task = _spawn(self._supervise)
         await self._ready.wait()
@@ -171,8 +196,8 @@ class Supervisor:
 
     def retire(self, instances: list[Instance]) -> None:
         """Stop some instances in the background, in reverse; errors are raised at the end."""
-        assert self._group is not None
-        self._group.start_soon(self._stop, instances)
+        if self._group is not None and not self._closing.is_set():  # else all are being stopped
+            self._group.start_soon(self._stop, instances)
 
     async def close(self) -> None:
         """Stop everything in reverse, whatever happens to the caller; raise what went wrong."""
@@ -194,6 +219,7 @@ class Supervisor:
                 try:
                     await self._closing.wait()
                 finally:  # closing, or cancelled because the event loop is being torn down
+                    self._closing.set()
                     with CancelScope(shield=True):
                         await self._stop(list(self._instances))
         finally:

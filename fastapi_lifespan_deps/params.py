@@ -106,12 +106,14 @@ class LifespanDepends(params.Depends):
     # FastAPI copies a declaration when it infers the class from the annotation: by
     # `dataclasses.replace`, up to 0.121.2 by assigning to the copy. Both come through here.
     @property
-    def dependency(self) -> "Marker | None":  # pyright: ignore[reportIncompatibleVariableOverride]
+    def dependency(self) -> "Marker | None":
         marker: Marker | None = self.__dict__.get("marker")
         return marker
 
     @dependency.setter
-    def dependency(self, dependency: Callable[..., Any] | None) -> None:
+    def dependency(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, dependency: Callable[..., Any] | None
+    ) -> None:
         if dependency is not None and not isinstance(dependency, Marker):
             _check_callable(dependency)
             dependency = Marker(dependency, self.use_cache)

@@ -88,10 +88,12 @@ class LifespanRouter(APIRouter):
 
     def find_run(self, state: Mapping[str, Any] | None = None) -> Run | None:
         """The run that a lifespan state tells of; without one, the latest in this event loop."""
-        run: Run | None = state.get(SCOPE_KEY) if state else None
-        candidates = self.lifespan_runs if run is None else [run]
         loop = current_loop()
-        return next((run for run in reversed(candidates) if run.loop is loop), None)
+        named: Run | None = state.get(SCOPE_KEY) if state else None
+        for run in reversed(self.lifespan_runs) if named is None else (named,):
+            if run.loop is loop:
+                return run
+        return None
 
 
 class Lifespan:
@@ -192,7 +194,7 @@ class Pin:
             await self.app(scope, receive, send)
         finally:
             del generation.requests[id(scope)]
-            if run.is_draining:
+            if run.retired:
                 run.drain()
 
 

@@ -48,7 +48,7 @@ def typed_signature(call: Callable[..., Any]) -> inspect.Signature:
         return inspect.signature(call, eval_str=True)
     except ValueError:  # a callable written in C that tells nothing of its parameters
         return inspect.Signature()
-    except NameError:  # a name that exists for type checkers only
+    except Exception:  # most often a name that exists for type checkers only
         signature = _unevaluated_signature(call)
     names = getattr(underlying(call), "__globals__", {})
     return signature.replace(
@@ -101,5 +101,5 @@ def _evaluate(annotation: Any, names: dict[str, Any]) -> Any:
         return annotation
     try:
         return eval(annotation, names)
-    except NameError:
+    except Exception:
         return annotation
