@@ -1,11 +1,13 @@
 """Serve: the running set of one run, its generations, and what overrides do to it."""
 
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import anyio
 from starlette.requests import HTTPConnection
+from typing_extensions import TypeVar
 
 from .binding import bind
 from .collect import Function, Route
@@ -16,6 +18,17 @@ from .params import SCOPE_KEY, Key, not_running
 from .plan import Domain, Node, Overrides, Plan, Planner
 
 T = TypeVar("T")
+D = TypeVar("D", default=None)
+
+if TYPE_CHECKING:
+    # What a function gives that makes a `T`, but is not one itself.
+    Made = (
+        AsyncIterator[T]
+        | Iterator[T]
+        | Awaitable[T]
+        | contextlib._AsyncGeneratorContextManager[T]
+        | contextlib._GeneratorContextManager[T]
+    )
 
 logger = logging.getLogger("fastapi_lifespan_deps")
 
@@ -179,11 +192,7 @@ class LifespanContainer:
     @overload
     def __getitem__(self, provider: type[T]) -> T: ...
     @overload
-    def __getitem__(self, provider: Callable[..., AsyncIterator[T]]) -> T: ...
-    @overload
-    def __getitem__(self, provider: Callable[..., Iterator[T]]) -> T: ...
-    @overload
-    def __getitem__(self, provider: Callable[..., Awaitable[T]]) -> T: ...
+    def __getitem__(self, provider: "Callable[..., Made[T]]") -> T: ...
     @overload
     def __getitem__(self, provider: Callable[..., T]) -> T: ...
     def __getitem__(self, provider: Callable[..., Any]) -> Any:
@@ -198,6 +207,12 @@ class LifespanContainer:
         """
         return self._generation.value(self._domain, Key(provider))
 
+    @overload
+    def get(self, provider: type[T], default: D = ...) -> T | D: ...
+    @overload
+    def get(self, provider: "Callable[..., Made[T]]", default: D = ...) -> T | D: ...
+    @overload
+    def get(self, provider: Callable[..., T], default: D = ...) -> T | D: ...
     def get(self, provider: Callable[..., Any], default: Any = None) -> Any:
         """The value of a lifespan dependency, or `default` if no route declares it.
 

@@ -1,5 +1,6 @@
 """What can go wrong: one base class, and messages that show the way to the culprit."""
 
+import copyreg
 import functools
 import inspect
 import os
@@ -22,6 +23,9 @@ class Step:
 
 class LifespanDependencyError(fastapi_exceptions.FastAPIError):
     """Base of every error that this library raises itself."""
+
+    def __reduce__(self) -> Any:  # what pickle does by itself calls the class with the message
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class InvalidDependencyScope(LifespanDependencyError):
@@ -58,7 +62,12 @@ class DependencyScopeError(LifespanDependencyError, fastapi_exceptions.Dependenc
     """
 
     def __init__(
-        self, provider: Callable[..., Any], parameter: str, found: str, path: Sequence[Step]
+        self,
+        provider: Callable[..., Any],
+        parameter: str,
+        found: str,
+        path: Sequence[Step],
+        advice: str,
     ) -> None:
         self.provider = provider
         self.parameter = parameter
@@ -67,8 +76,7 @@ class DependencyScopeError(LifespanDependencyError, fastapi_exceptions.Dependenc
         super().__init__(
             f"`{name}` is started once, with the application, before any request,\n"
             f"so it cannot take `{parameter}`, {found}.\n\n{draw(path)}\n\n"
-            f"Give `{parameter}` a plain default, declare it as a lifespan dependency too, or make "
-            f'`{name}` request-scoped (drop scope="lifespan").'
+            f'{advice}, or make `{name}` request-scoped (drop scope="lifespan").'
         )
 
 
@@ -125,7 +133,10 @@ def name_of(call: object) -> str:
     """The qualified name of a callable, as a person would write it."""
     if isinstance(call, functools.partial):
         return f"partial({name_of(call.func)})"
-    return getattr(call, "__qualname__", None) or repr(call)
+    if isinstance(call, str | int | None):
+        return repr(call)
+    # no `repr`: it may hold a password, or fill a screen
+    return getattr(call, "__qualname__", None) or f"{type(call).__qualname__}(...)"
 
 
 def where(call: object) -> str:
@@ -140,7 +151,7 @@ def where(call: object) -> str:
         return f"{_relative(code.co_filename)}:{code.co_firstlineno}"
     try:
         return f"{_relative(inspect.getfile(found))}"
-    except TypeError:  # written in C
+    except (TypeError, OSError):  # written in C, or at a prompt
         return "built in"
 
 

@@ -46,7 +46,8 @@ async def entered(
         elif iscoroutinefunction(kind):
             yield await call()
         else:
-            value = await run(call)
+            # in a list: trio lets no coroutine through
+            [value] = await run(lambda: [call()])
             # a lambda around an async function, say: a coroutine is of no use to many requests
             yield await value if iscoroutine(value) else value
 

@@ -114,8 +114,10 @@ class LifespanDepends(params.Depends):
     def dependency(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, dependency: Callable[..., Any] | None
     ) -> None:
-        if dependency is not None and not isinstance(dependency, Marker):
-            _check_callable(dependency)
+        if isinstance(dependency, Marker):  # a copy, perhaps with another `use_cache`
+            dependency = dependency.provider
+        if dependency is not None:
+            check_callable(dependency)
             dependency = Marker(dependency, self.use_cache)
         self.__dict__["marker"] = dependency
 
@@ -193,6 +195,7 @@ def lifespan_marker(depends: params.Depends, annotation: Any) -> Marker | None:
     dependency = annotation if depends.dependency is None else depends.dependency
     if isinstance(dependency, Marker):
         return dependency
+    check_callable(dependency)
     return Marker(dependency, depends.use_cache)
 
 
@@ -208,14 +211,20 @@ def requirements(provider: Callable[..., Any], path: Sequence[Step] = ()) -> lis
     return [requirement for requirement in found if requirement is not None]
 
 
-def validate(provider: Callable[..., Any], path: Sequence[Step] = ()) -> None:
+def validate(provider: Callable[..., Any]) -> None:
     """Raise unless `provider`, and all that it depends on, can start before any request."""
-    path = path or [Step(name_step(provider), provider, NOTE)]
+    _validate(provider, [Step(name_step(provider), provider, NOTE)], set())
+
+
+def _validate(
+    provider: Callable[..., Any], path: list[Step], valid: set[Callable[..., Any]]
+) -> None:
     for requirement in requirements(provider, path):
-        if requirement.marker is not None:
+        if requirement.marker is not None and requirement.marker.provider not in valid:
             branch = [*path, requirement.step]
             check_cycle(branch)
-            validate(requirement.marker.provider, branch)
+            _validate(requirement.marker.provider, branch, valid)
+    valid.add(provider)
 
 
 def check_cycle(path: Sequence[Step]) -> None:
@@ -227,7 +236,9 @@ def check_cycle(path: Sequence[Step]) -> None:
 
 def name_step(provider: Callable[..., Any]) -> str:
     """The label of a provider that nobody has given a parameter name."""
-    return getattr(underlying(provider), "__name__", "dependency")
+    while isinstance(provider, functools.partial):
+        provider = provider.func
+    return getattr(provider, "__name__", type(provider).__name__)
 
 
 def not_running(
@@ -264,11 +275,14 @@ def _requirement(
         marker = lifespan_marker(parameter.marker, parameter.annotation)
         if marker is not None:
             return Requirement(parameter.name, marker)
-        step = Step(parameter.name, parameter.marker.dependency, "scope of a request")
+        dependency = parameter.marker.dependency or parameter.annotation
+        step = Step(parameter.name, dependency, "scope of a request")
         found = "a dependency of a request"
+        advice = f"Declare `{parameter.name}` as a lifespan dependency too"
     elif parameter.is_a(HTTPConnection, Response, BackgroundTasks, SecurityScopes):
         step = Step(str(parameter), None, "belongs to a request")
-        found = f"the {parameter.annotation.__name__} of a request"
+        found = "which exists only during a request"
+        advice = f"Leave `{parameter.name}` out"
     elif parameter.marker is None and parameter.is_a(Starlette):
         return Requirement(parameter.name, None)
     elif parameter.marker is None and parameter.has_default:
@@ -277,7 +291,12 @@ def _requirement(
         kind = type(parameter.marker).__name__.lower() if parameter.marker else "query or body"
         step = Step(str(parameter), None, f"a {kind} parameter")
         found = f"which is a parameter of a request ({kind})"
-    raise DependencyScopeError(provider, parameter.name, found, [*path, step])
+        advice = f"Declare `{parameter.name}` as a lifespan dependency too"
+        if parameter.marker is None:
+            advice = (
+                f"Give `{parameter.name}` a plain default, declare it as a lifespan dependency too"
+            )
+    raise DependencyScopeError(provider, parameter.name, found, [*path, step], advice)
 
 
 def _is_settings(provider: Callable[..., Any]) -> bool:
@@ -290,7 +309,13 @@ def _is_settings(provider: Callable[..., Any]) -> bool:
     )
 
 
-def _check_callable(dependency: object) -> None:
+def check_callable(dependency: object) -> None:
+    if dependency is inspect.Parameter.empty or dependency is Any:
+        raise InvalidLifespanDependency(
+            None,
+            "needs a class to infer the dependency from",
+            "Annotate the parameter with a class, or pass the dependency to `Depends`.",
+        )
     if not callable(dependency):
         raise InvalidLifespanDependency(
             dependency,

@@ -50,7 +50,10 @@ def typed_signature(call: Callable[..., Any]) -> inspect.Signature:
         return inspect.Signature()
     except Exception:  # most often a name that exists for type checkers only
         signature = _unevaluated_signature(call)
-    names = getattr(underlying(call), "__globals__", {})
+    function = underlying(call)
+    names = getattr(function, "__globals__", None) or getattr(
+        sys.modules.get(getattr(function, "__module__", "")), "__dict__", {}
+    )
     return signature.replace(
         parameters=[
             parameter.replace(annotation=_evaluate(parameter.annotation, names))

@@ -1,0 +1,49 @@
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import APIRouter, FastAPI
+
+from fastapi_lifespan_deps import Depends, LifespanFastAPI
+
+log: list[str] = []
+
+
+async def get_model() -> AsyncIterator[str]:
+    log.append("dependency up")
+    yield "a model"
+    log.append("dependency down")
+
+
+ModelDep = Annotated[str, Depends(get_model, scope="lifespan")]
+
+
+@asynccontextmanager
+async def router_lifespan(app: Any) -> AsyncIterator[None]:
+    log.append("router's lifespan up")
+    yield
+    log.append("router's lifespan down")
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    log.append("app's lifespan up")
+    yield
+    log.append("app's lifespan down")
+
+
+router = APIRouter(lifespan=router_lifespan)
+
+
+@router.get("/model")
+async def read_model(model: ModelDep) -> str:
+    return model
+
+
+app = LifespanFastAPI(
+    lifespan=lifespan,
+    on_startup=[lambda: log.append("hook up")],
+    on_shutdown=[lambda: log.append("hook down")],
+)
+app.include_router(router, prefix="/v1")
+app.include_router(router, prefix="/v2")

@@ -1,0 +1,533 @@
+"""What the documentation shows and says: its code blocks are files, and here they run."""
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import anyio
+import anyio.lowlevel
+import httpx
+import pytest
+from fastapi import BackgroundTasks, FastAPI
+from fastapi.testclient import TestClient
+
+import fastapi_lifespan_deps
+from fastapi_lifespan_deps import (
+    DependencyCycleError,
+    DependencyScopeError,
+    Depends,
+    InvalidDependencyScope,
+    InvalidLifespanDependency,
+    LifespanFastAPI,
+    UninitializedLifespanDependency,
+)
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+README = ROOT / "README.md"
+
+# A fenced block: its indentation, its language, its lines.
+FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+SNIPPET = re.compile(r'^ *--8<-- "([^":]+)"$')
+# Commands and diagrams are no code of ours.
+WRITTEN_IN_PLACE = ("console", "mermaid")
+
+
+def load(name: str) -> ModuleType:
+    """Import a file of docs_src/ as if for the first time, and what it imports from there."""
+    for module in list(sys.modules):
+        if module.startswith("docs_src.") and not module.startswith("docs_src.model_serving"):
+            del sys.modules[module]
+    return importlib.import_module(f"docs_src.{name.replace('/', '.')}")
+
+
+def spy(app: FastAPI, provider: Callable[..., Any]) -> list[Any]:
+    """Let each request to /spy add the value of a lifespan dependency to the list."""
+    values: list[Any] = []
+
+    @app.get("/spy")
+    async def read_spy(value: Annotated[Any, Depends(provider, scope="lifespan")]) -> None:
+        values.append(value)
+
+    return values
+
+
+# The pages
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_blocks_are_files(page: Path) -> None:
+    for _, language, body in FENCE.findall(page.read_text()):
+        if language not in WRITTEN_IN_PLACE:
+            assert [line for line in body.splitlines() if not SNIPPET.match(line)] == []
+
+
+def test_every_file_is_shown_and_run() -> None:
+    files = {
+        str(file.relative_to(ROOT))
+        for file in (ROOT / "docs_src").rglob("*")
+        if file.suffix in (".py", ".txt") and file.name != "__init__.py"
+        if "model_serving" not in file.parts
+    }
+    lines = [line for page in PAGES for line in page.read_text().splitlines()]
+    shown = {match[1] for line in lines if (match := SNIPPET.match(line))}
+    assert {file for file in shown if file.startswith("docs_src/")} == files
+
+    loaded = re.findall(r'load\("([\w/]+)"\)', Path(__file__).read_text())
+    run = {f"docs_src/{name}.py" for name in loaded}
+    run |= {f"docs_src/errors/{name}.py" for name in ERRORS}
+    run |= {file for file in files if file.startswith("docs_src/testing/")}  # test_testing
+    assert {file for file in files if file.endswith(".py")} == run
+
+
+def test_readme_shows_the_first_example() -> None:
+    blocks = [
+        body for _, language, body in FENCE.findall(README.read_text()) if language == "python"
+    ]
+    assert blocks == [(ROOT / "docs_src/index.py").read_text()]
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README.read_text()):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("name", fastapi_lifespan_deps.__all__)
+def test_reference_has_every_public_name(name: str) -> None:
+    sections = re.split(r"^### ", (ROOT / "docs/reference.md").read_text(), flags=re.MULTILINE)
+    (section,) = (text for text in sections if text.splitlines()[0] == name)
+    signature = re.search(rf"^`{name}\((.*)\)`$", section, re.MULTILINE)
+    if signature is not None:
+        written = [part.partition("=")[0] for part in signature[1].split(", ") if part != "*"]
+        parameters = inspect.signature(getattr(fastapi_lifespan_deps, name)).parameters.values()
+        assert written == [f"**{p.name}" if p.kind is p.VAR_KEYWORD else p.name for p in parameters]
+
+
+# The home page and the tutorial
+
+
+def test_index() -> None:
+    example = load("index")
+    clients = spy(example.app, example.get_client)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(204)
+
+    async def get_offline_client() -> httpx.AsyncClient:
+        transport = httpx.MockTransport(answer)
+        return httpx.AsyncClient(base_url="https://example.com", transport=transport)
+
+    with TestClient(example.app) as client:
+        client.get("/spy")
+        client.get("/spy")
+        example.app.dependency_overrides[example.get_client] = get_offline_client
+        assert client.get("/status").json() == 204
+    first, second = clients
+    assert first is second
+    assert first.is_closed
+
+
+def test_first_steps() -> None:
+    example = load("first_steps")
+    pools = spy(example.app, example.get_pool)
+    for _ in range(2):
+        with TestClient(example.app) as client:
+            response = client.get("/users/1")
+            assert response.json() == "user 1 of postgresql://localhost/shop"
+            client.get("/spy")
+            client.get("/spy")
+            assert pools[-1].is_open
+    assert len({id(pool) for pool in pools}) == 2
+    assert not any(pool.is_open for pool in pools)
+
+
+async def test_database(anyio_backend: str) -> None:
+    example = load("database")
+    pool = await example.connect("url")
+    assert await pool.fetch_user(1) == "user 1 of url"
+    await pool.close()
+    with pytest.raises(RuntimeError, match="the pool is closed"):
+        await pool.fetch_user(1)
+
+
+def test_model() -> None:
+    with TestClient(load("model").app) as client:
+        assert client.get("/sentiment", params={"text": "so good"}).json() == "positive"
+
+
+def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = load("settings")
+    with pytest.raises(ValueError, match="database_url"), TestClient(example.app):
+        raise AssertionError("started")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://localhost/shop")
+    monkeypatch.setenv("PAGE_SIZE", "20")
+    with TestClient(example.app) as client:
+        assert client.get("/page-size").json() == 20
+
+
+def test_dependencies_list() -> None:
+    example = load("dependencies_list")
+    with TestClient(example.app) as client:
+        client.get("/")
+        client.get("/")
+    assert len(example.log) == 1
+
+
+def test_an_application_without_routes_starts_nothing() -> None:
+    started = []
+    provider = Depends(lambda: started.append(True), scope="lifespan")
+    with TestClient(LifespanFastAPI(dependencies=[provider], openapi_url=None)):
+        assert started == []
+
+
+def test_sub_dependencies() -> None:
+    example = load("sub_dependencies")
+    up = ["settings read", "pool opened", "cache filled"]
+    with TestClient(example.app) as client:
+        assert example.log == up
+        assert client.get("/users/2").json() == "user 2 of postgresql://localhost/shop"
+    assert example.log == [*up, "cache saved", "pool closed"]
+
+
+def test_request_scoped() -> None:
+    with TestClient(load("request_scoped").app) as client:
+        response = client.get("/me", headers={"user-id": "3"})
+    assert response.json() == "user 3 of postgresql://localhost/shop"
+
+
+def test_application_parameter() -> None:
+    with TestClient(load("application_parameter").app) as client:
+        assert client.get("/user-agent").json() == "shop/2.1"
+
+
+def test_use_cache() -> None:
+    with TestClient(load("use_cache").app) as client:
+        assert client.post("/orders").json() == {"own": 1, "shared": 1}
+        assert client.post("/orders").json() == {"own": 2, "shared": 2}
+        assert client.post("/returns").json() == {"own": 1, "shared": 3}
+
+
+def test_places() -> None:
+    made: list[object] = []
+    OwnObject = Annotated[
+        object, Depends(lambda: made.append(object()), scope="lifespan", use_cache=False)
+    ]
+    app = LifespanFastAPI()
+
+    @app.get("/one")
+    @app.get("/two")
+    async def two_parameters(first: OwnObject, second: OwnObject) -> None: ...
+
+    def get_shared(own: OwnObject) -> int:
+        return 1
+
+    for path in ("/three", "/four"):
+
+        @app.get(path)
+        async def endpoint(
+            shared: Annotated[int, Depends(get_shared, scope="lifespan")],
+        ) -> None: ...
+
+    with TestClient(app):
+        assert len(made) == 3
+
+
+def test_testing(request: pytest.FixtureRequest) -> None:
+    """The tests that the page on testing shows pass under pytest itself."""
+    warnings = [f"-W{given}" for given in request.config.getoption("pythonwarnings") or ()]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *warnings]
+    result = subprocess.run(
+        [*command, "docs_src/testing"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "9 passed" in result.stdout
+
+
+async def test_replacements_live_as_long_as_they_are_used(anyio_backend: str) -> None:
+    example = load("first_steps")
+    stopped = anyio.Event()
+    started = []
+
+    async def get_fake_pool() -> Any:
+        started.append(True)
+        yield load("database").Pool("fake")
+        stopped.set()
+
+    def get_broken_pool() -> None:
+        raise ConnectionError
+
+    pools = spy(example.app, example.get_pool)
+    example.app.get("/unrelated")(lambda: "fine")
+    transport = httpx.ASGITransport(example.app, raise_app_exceptions=False)
+    async with (
+        example.app.router.lifespan_context(example.app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        await client.get("/spy")
+        example.app.dependency_overrides[example.get_pool] = get_fake_pool
+        await client.get("/spy")
+        await client.get("/spy")
+        assert started == [True]
+        assert not stopped.is_set()
+        example.app.dependency_overrides[example.get_pool] = get_broken_pool
+        assert (await client.get("/spy")).status_code == 500
+        assert (await client.get("/unrelated")).json() == "fine"
+        with anyio.fail_after(5):
+            await stopped.wait()
+        example.app.dependency_overrides = {}
+        await client.get("/spy")
+    assert [pool.url for pool in pools[1:3]] == ["fake", "fake"]
+    assert pools[0] is pools[-1]
+
+
+def test_request_scoped_override_may_declare_something_new() -> None:
+    example = load("testing/main")
+
+    def get_default_user(user: Annotated[int, Depends(lambda: 7, scope="lifespan")]) -> int:
+        return user
+
+    with TestClient(example.app) as client:
+        example.app.dependency_overrides[example.get_user_id] = get_default_user
+        assert client.get("/me").json() == "user 7 of postgresql://localhost/shop"
+
+
+async def test_state_without_a_server(anyio_backend: str) -> None:
+    """`lifespan_context` alone brings no state to the requests; the dependencies work."""
+    app = load("lifespan_function").app
+    app.include_router(load("first_steps").app.router)
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        assert (await client.get("/users/1")).status_code == 200
+        with pytest.raises(AttributeError, match="first_user"):
+            await client.get("/first-user")
+
+
+def test_lifespan_function() -> None:
+    with TestClient(load("lifespan_function").app) as client:
+        assert client.get("/first-user").json() == "user 1 of postgresql://localhost/shop"
+
+
+# Starlette before 1.0
+hooks_are_deprecated = pytest.mark.filterwarnings(
+    "ignore:The on_startup and on_shutdown parameters are deprecated:DeprecationWarning"
+)
+
+
+@hooks_are_deprecated
+def test_hooks() -> None:
+    example = load("hooks")
+    with TestClient(example.app):
+        assert example.log == ["serving postgresql://localhost/shop"]
+    assert example.log[1:] == ["goodbye"]
+
+
+@hooks_are_deprecated
+def test_included_routers() -> None:
+    example = load("included_routers")
+    up = ["dependency up", "hook up", "app's lifespan up", "router's lifespan up"]
+    down = [line.replace("up", "down") for line in reversed(up)]
+    with TestClient(example.app) as client:
+        assert client.get("/v1/model").json() == client.get("/v2/model").json() == "a model"
+        # The router is included twice.
+        assert example.log == [*up, up[-1]]
+        example.log.clear()
+    assert example.log == [down[0], *down]
+
+
+def test_existing_app() -> None:
+    example = load("existing_app")
+    assert type(example.app) is FastAPI
+    with TestClient(example.app) as client:
+        assert client.get("/users/1").json() == "user 1 of postgresql://localhost/shop"
+
+
+def test_mounted() -> None:
+    example = load("mounted")
+    with TestClient(example.app) as client:
+        shared = client.get("/pool").json()
+        assert client.get("/admin/pool").json() == shared
+
+        example.admin.dependency_overrides[load_pool(example)] = lambda: example_pool("admin's")
+        assert client.get("/pool").json() == shared
+        assert client.get("/admin/pool").json().startswith("admin's")
+
+
+def load_pool(example: ModuleType) -> Any:
+    """The provider behind an example's `PoolDep`."""
+    return example.PoolDep.__metadata__[0].dependency.provider
+
+
+def example_pool(url: str) -> Any:
+    return importlib.import_module("docs_src.database").Pool(url)
+
+
+def test_websockets() -> None:
+    example = load("websockets")
+
+    class Grumpy:
+        def predict(self, text: str) -> str:
+            return "negative"
+
+    with TestClient(example.app) as client, client.websocket_connect("/sentiment") as first:
+        example.app.dependency_overrides[example.load_model] = Grumpy
+        with client.websocket_connect("/sentiment") as second:
+            second.send_text("good")
+            assert second.receive_text() == "negative"
+        first.send_text("good")
+        assert first.receive_text() == "positive"
+
+
+def test_background_tasks() -> None:
+    example = load("background_tasks")
+    with TestClient(example.app) as client:
+        client.post("/invitations", params={"address": "ada@example.com"})
+        assert client.get("/sent").json() == ["ada@example.com"]
+
+
+async def test_background_task_keeps_a_replacement_alive(anyio_backend: str) -> None:
+    app = LifespanFastAPI()
+    log = []
+    stopped = anyio.Event()
+
+    async def get_fake() -> Any:
+        yield "fake"
+        log.append("fake stopped")
+        stopped.set()
+
+    async def work() -> None:
+        app.dependency_overrides.clear()
+        await client.get("/other")
+        await anyio.wait_all_tasks_blocked()
+        log.append("task ended")
+
+    def get_original() -> str:
+        return "original"
+
+    Value = Annotated[str, Depends(get_original, scope="lifespan")]
+
+    @app.get("/")
+    async def read_root(value: Value, tasks: BackgroundTasks) -> str:
+        tasks.add_task(work)
+        return value
+
+    @app.get("/other")
+    async def read_other(value: Value) -> str:
+        return value
+
+    app.dependency_overrides[get_original] = get_fake
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        assert (await client.get("/")).json() == "fake"
+        with anyio.fail_after(5):
+            await stopped.wait()
+    assert log == ["task ended", "fake stopped"]
+
+
+def test_worker() -> None:
+    example = load("worker")
+    with TestClient(example.app) as client:
+        for name in ("a", "b"):
+            client.post("/jobs", params={"name": name})
+    assert example.handled == ["a", "b"]
+
+
+def test_container() -> None:
+    with TestClient(load("container").app) as client:
+        assert client.get("/health").json() == {"database": True}
+
+
+# The page on errors: each of these files raises its error when it is imported
+
+ERRORS: dict[str, type[Exception]] = {
+    "unknown_scope": InvalidDependencyScope,
+    "called": InvalidLifespanDependency,
+    "request_parameter": DependencyScopeError,
+    "request_object": DependencyScopeError,
+    "request_dependency": DependencyScopeError,
+    "cycle": DependencyCycleError,
+    "without_with": UninitializedLifespanDependency,
+    "plain_app": UninitializedLifespanDependency,
+    "other_event_loop": UninitializedLifespanDependency,
+    "late_route": UninitializedLifespanDependency,
+    "own_place": UninitializedLifespanDependency,
+    "stopped": UninitializedLifespanDependency,
+    "failed_override": UninitializedLifespanDependency,
+    "invalid_override": UninitializedLifespanDependency,
+    "failed_stops": ExceptionGroup,
+}
+
+
+def shown(name: str) -> str:
+    """The message that the page shows."""
+    return (ROOT / f"docs_src/errors/{name}.txt").read_text().rstrip("\n")
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # files in messages are relative to it
+    with pytest.raises(ERRORS[name]) as caught:
+        load(f"errors/{name}")
+    kind, *rest = shown(name).split("\n")
+    head, _, first = kind.partition(": ")
+    assert head == ERRORS[name].__name__
+    assert str(caught.value) == "\n".join([first, *rest])
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [("failed_override", ConnectionError), ("invalid_override", DependencyCycleError)],
+)
+def test_causes_of_errors(name: str, cause: type[Exception]) -> None:
+    with pytest.raises(UninitializedLifespanDependency) as caught:
+        load(f"errors/{name}")
+    assert isinstance(caught.value.__cause__, cause)
+
+
+def test_a_failed_start() -> None:
+    example = load("errors/failed_start")
+    with pytest.raises(FileNotFoundError) as caught, TestClient(example.app):
+        raise AssertionError("started")
+    assert f"FileNotFoundError: {caught.value}" == shown("failed_start")
+    assert example.log == ["pool closed"]
+
+
+async def test_a_crash(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    example = load("errors/crashed")
+    example.app.get("/unrelated")(lambda: "fine")
+    transport = httpx.ASGITransport(example.app)
+    with pytest.raises(ExceptionGroup) as stopping:
+        async with (
+            example.app.router.lifespan_context(example.app),
+            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        ):
+            assert (await client.get("/feed")).json() == "alive"
+            await client.post("/cut")
+            with pytest.raises(UninitializedLifespanDependency) as caught, anyio.fail_after(5):
+                while True:
+                    await client.get("/feed")
+                    await anyio.lowlevel.checkpoint()
+            assert (await client.get("/unrelated")).json() == "fine"
+    assert f"UninitializedLifespanDependency: {caught.value}" == shown("crashed")
+    assert caught.value.__cause__ is stopping.value
+
+
+def test_what_a_client_sees() -> None:
+    app = load("errors/app").app
+    client = TestClient(app, raise_server_exceptions=False)
+    assert client.get("/users/1").text == "Internal Server Error"
+    app.debug = True
+    app.middleware_stack = None
+    assert "the application is not running" in client.get("/users/1").text

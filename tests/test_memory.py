@@ -1,0 +1,325 @@
+"""Values are freed when they are dropped: by their reference count, without the collector."""
+
+import gc
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Annotated, Any
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from fastapi_lifespan_deps import (
+    Depends,
+    LifespanContainer,
+    LifespanFastAPI,
+    UninitializedLifespanDependency,
+    get_container,
+)
+from tests.clients import running, settle
+
+pytestmark = pytest.mark.anyio
+
+
+class Model:
+    def __init__(self, *parts: "Model") -> None:
+        self.parts = parts
+
+
+class Followed:
+    """Makes models, and knows which of them are alive."""
+
+    def __init__(self) -> None:
+        self.models: list[weakref.ref[Model]] = []
+
+    def make(self, *parts: Model) -> Model:
+        model = Model(*parts)
+        self.models.append(weakref.ref(model))
+        return model
+
+    @property
+    def alive(self) -> int:
+        return sum(model() is not None for model in self.models)
+
+
+@pytest.fixture(autouse=True)
+def no_garbage_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def plain(followed: Followed) -> Callable[..., Any]:
+    return lambda: followed.make()
+
+
+def coroutine(followed: Followed) -> Callable[..., Any]:
+    async def provide() -> Model:
+        return followed.make()
+
+    return provide
+
+
+def generator(followed: Followed) -> Callable[..., Any]:
+    def provide() -> Iterator[Model]:
+        yield followed.make()
+
+    return provide
+
+
+def async_generator(followed: Followed) -> Callable[..., Any]:
+    async def provide() -> AsyncIterator[Model]:
+        model = followed.make()
+        yield model
+
+    return provide
+
+
+KINDS = pytest.mark.parametrize("kind", [plain, coroutine, generator, async_generator])
+
+
+async def at_rest() -> None:
+    """Wait for the background, and for worker threads to forget what they did last."""
+    await settle()
+    await anyio.to_thread.run_sync(int)
+    await settle()
+
+
+class Example:
+    """An application in which a service holds a model, and requests use both."""
+
+    def __init__(self, kind: Callable[[Followed], Callable[..., Any]] = async_generator) -> None:
+        self.followed = followed = Followed()
+        self.get_model = get_model = kind(followed)
+
+        def get_service(model: Annotated[Model, Depends(get_model, scope="lifespan")]) -> Model:
+            return followed.make(model)
+
+        async def get_session(
+            service: Annotated[Model, Depends(get_service, scope="lifespan")],
+        ) -> AsyncIterator[Model]:
+            yield service
+
+        self.get_service = get_service
+        self.app = app = LifespanFastAPI()
+
+        @app.get("/")
+        async def read(
+            model: Annotated[Model, Depends(get_model, scope="lifespan")],
+            session: Annotated[Model, Depends(get_session)],
+            container: Annotated[LifespanContainer, Depends(get_container)],
+        ) -> bool:
+            return container[get_service] is session and session.parts == (model,)
+
+        @app.get("/other")
+        async def read_other() -> str:
+            return "fine"
+
+    @property
+    def overrides(self) -> dict[Callable[..., Any], Callable[..., Any]]:
+        return self.app.dependency_overrides
+
+
+@KINDS
+async def test_after_shutdown(kind: Callable[[Followed], Callable[..., Any]]) -> None:
+    example = Example(kind)
+    for _ in range(2):
+        async with running(example.app) as client:
+            for _ in range(3):
+                assert (await client.get("/")).json() is True
+            assert example.followed.alive == 2
+        await at_rest()
+        assert example.followed.alive == 0
+
+
+@KINDS
+async def test_after_a_fake_and_its_dependents_were_dropped(
+    kind: Callable[[Followed], Callable[..., Any]],
+) -> None:
+    example = Example()
+    async with running(example.app) as client:
+        await client.get("/")
+        for _ in range(3):
+            example.overrides[example.get_model] = kind(example.followed)
+            assert (await client.get("/")).json() is True
+            assert example.followed.alive == 4
+            example.overrides.clear()
+            assert (await client.get("/")).json() is True
+            await at_rest()
+            assert example.followed.alive == 2
+    await at_rest()
+    assert example.followed.alive == 0
+
+
+async def test_what_only_a_dropped_fake_refers_to() -> None:
+    """The fake itself goes too, and with it what a lambda has closed over."""
+    example = Example()
+
+    def giving(model: Model) -> Callable[[], Model]:
+        return lambda: model
+
+    async with running(example.app) as client:
+        for _ in range(10):
+            example.overrides[example.get_model] = giving(example.followed.make())
+            assert (await client.get("/")).json() is True
+            await at_rest()
+            assert example.followed.alive == 4
+        example.overrides.clear()
+        await client.get("/")
+        await at_rest()
+        assert example.followed.alive == 2
+
+
+async def test_after_an_override_of_a_request_scoped_dependency_was_dropped() -> None:
+    example = Example()
+
+    async def session() -> None: ...
+
+    @example.app.get("/session")
+    async def read(session: Annotated[None, Depends(session)]) -> None: ...
+
+    async with running(example.app) as client:
+        get_extra = plain(example.followed)
+
+        async def fake(extra: Annotated[Model, Depends(get_extra, scope="lifespan")]) -> None: ...
+
+        for _ in range(3):
+            example.overrides[session] = fake
+            await client.get("/session")
+            assert example.followed.alive == 3
+            example.overrides.clear()
+            await client.get("/session")
+            await at_rest()
+            assert example.followed.alive == 2
+
+
+async def test_switches_leave_no_objects_behind() -> None:
+    example = Example()
+
+    async def switch(client: Any) -> None:
+        for _ in range(20):
+            example.overrides[example.get_model] = plain(example.followed)
+            assert (await client.get("/")).json() is True
+            example.overrides.clear()
+            assert (await client.get("/")).json() is True
+        await at_rest()
+        example.followed.models.clear()
+        gc.collect()
+
+    async with running(example.app) as client:
+        await switch(client)
+        before = len(gc.get_objects())
+        await switch(client)
+        assert len(gc.get_objects()) - before < 40
+
+
+async def test_after_requests_that_failed() -> None:
+    example = Example()
+
+    @example.app.get("/fails")
+    async def fail(
+        model: Annotated[Model, Depends(example.get_model, scope="lifespan")],
+        service: Annotated[Model, Depends(example.get_service, scope="lifespan")],
+    ) -> None:
+        raise ValueError("the request fails")
+
+    async with running(example.app, raises=False) as client:
+        example.overrides[example.get_model] = plain(example.followed)
+        assert (await client.get("/fails")).status_code == 500
+        example.overrides.clear()
+        assert (await client.get("/")).json() is True
+        await at_rest()
+        gc.collect()  # FastAPI and Starlette leave cycles behind for a failed request
+        assert example.followed.alive == 2
+    await at_rest()
+    gc.collect()
+    assert example.followed.alive == 0
+
+
+async def test_after_a_fake_that_failed() -> None:
+    """What the fake had been given is not held by what it raised."""
+    example = Example()
+
+    def fails(
+        part: Annotated[Model, Depends(plain(example.followed), scope="lifespan")],
+    ) -> Model:
+        raise ValueError("the fake fails")
+
+    async with running(example.app) as client:
+        example.overrides[example.get_model] = fails
+        await client.get("/other")
+        example.overrides.clear()
+        assert (await client.get("/")).json() is True
+        await at_rest()
+        assert example.followed.alive == 2
+    await at_rest()
+    assert example.followed.alive == 0
+
+
+async def test_after_a_startup_that_failed() -> None:
+    example = Example()
+
+    def fails(service: Annotated[Model, Depends(example.get_service, scope="lifespan")]) -> None:
+        raise ValueError("the startup fails")
+
+    @example.app.get("/fails")
+    async def read(value: Annotated[None, Depends(fails, scope="lifespan")]) -> None: ...
+
+    async def start() -> None:
+        try:
+            async with example.app.router.lifespan_context(example.app):
+                raise AssertionError("it started")
+        except ValueError:
+            pass
+
+    await start()
+    await at_rest()
+    assert len(example.followed.models) == 2
+    assert example.followed.alive == 0
+
+
+async def test_after_a_stop_that_failed() -> None:
+    example = Example()
+
+    async def fails(
+        service: Annotated[Model, Depends(example.get_service, scope="lifespan")],
+    ) -> AsyncIterator[None]:
+        yield
+        raise ValueError("the stop fails")
+
+    @example.app.get("/fails")
+    async def read(value: Annotated[None, Depends(fails, scope="lifespan")]) -> None: ...
+
+    async def run() -> None:
+        try:
+            async with example.app.router.lifespan_context(example.app):
+                pass
+        except ValueError:
+            pass
+
+    await run()
+    await at_rest()
+    assert len(example.followed.models) == 2
+    assert example.followed.alive == 0
+
+
+async def test_a_request_that_was_refused_holds_nothing() -> None:
+    example = Example()
+    async with running(example.app) as client:
+        kept: list[UninitializedLifespanDependency] = []
+
+        def fails() -> Model:
+            raise ValueError("no")
+
+        example.overrides[example.get_model] = fails
+        for _ in range(3):
+            with pytest.raises(UninitializedLifespanDependency) as caught:
+                await client.get("/")
+            kept.append(caught.value.with_traceback(None))
+            del caught
+        example.overrides.clear()
+        await client.get("/")
+    await at_rest()
+    assert len(kept) == 3
+    assert example.followed.alive == 0
