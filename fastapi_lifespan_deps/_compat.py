@@ -3,6 +3,7 @@
 "All" means FastAPI 0.121.0 to 0.165.0. What differs between releases is chosen by feature test.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -42,25 +43,35 @@ def is_frontend(route: Any) -> bool:
 
 
 def matched_dependant(scope: Any) -> Dependant | None:
-    """The dependant of the route that a request was matched with; None while it is not known."""
+    """What the route that a request was matched with will solve; None while nobody knows."""
     route: BaseRoute | None = scope.get("route")
     # scope["fastapi"]["effective_route_context"]: 0.137.2 and later, for an included route
     context = scope.get("fastapi", {}).get("effective_route_context")
     if context is not None and context.original_route is route:
         return context.dependant  # type: ignore[no-any-return]
+    endpoint = scope.get("endpoint")
+    if route is None and (inspect.isroutine(endpoint) or inspect.isclass(endpoint)):
+        return Dependant()  # a route of Starlette's
     return getattr(route, "dependant", None)
 
 
 def keep_endpoint_context(bound: Callable[..., Any], call: Callable[..., Any]) -> None:
     """Let validation errors go on naming the file and line of `call`, which `bound` stands for."""
-    # routing._endpoint_context_cache: 0.123.9 and later
+    # routing._endpoint_context_cache, routing._extract_endpoint_context: 0.123.9 and later.
+    # The latter reads source files: too slow for thousands of functions, and not needed there.
     cache = getattr(routing, "_endpoint_context_cache", None)
     code = getattr(call, "__code__", None)
-    if cache is not None and code is not None:
+    if cache is None:  # pragma: no cover - FastAPI up to 0.123.8
+        return
+    if inspect.isclass(call):
+        cache[id(bound)] = routing._extract_endpoint_context(call)
+    elif code is None:
+        cache[id(bound)] = {}
+    else:
         cache[id(bound)] = {
             "file": code.co_filename,
-            "line": code.co_firstlineno,
-            "function": code.co_name,
+            "line": inspect.unwrap(call).__code__.co_firstlineno,
+            "function": call.__name__,
         }
 
 

@@ -5,17 +5,19 @@ import functools
 import inspect
 import operator
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
+from fastapi import params
 from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.utils import get_dependant
 from starlette.requests import HTTPConnection
 
 from ._compat import keep_endpoint_context
 from .collect import Route, Site, lifespan_children
-from .params import SCOPE_KEY, Marker, not_running
+from .params import SCOPE_KEY, Key, Marker, not_running
 from .plan import Domain
-from .signature import typed_signature, underlying
+from .signature import Parameter, typed_signature, underlying
 
 # FastAPI's dependants belong to the application, not to a run: two runs that start in two
 # threads must not bind one of them twice.
@@ -30,50 +32,68 @@ def bind(route: Route) -> None:
     connection, finds the generation in its scope, and adds all values in one merge.
     """
     with _one_at_a_time:
-        dependant = route.dependant
-        _bind_children(dependant, route.domain, route)
-        site, others = _split(dependant, route.domain, route)
-        if site.parameters and route.is_called:
+        dependant, domain = route.dependant, route.domain
+        keys = lifespan_children(dependant, route)
+        kept = []
+        for index, child in enumerate(dependant.dependencies):
+            if index not in keys:
+                kept.append(_bound(child, domain))
+            elif not route.is_called:
+                key = keys[index]
+                marker = Marker(key.provider, key.place is None, key.place)
+                kept.append(get_dependant(path=child.path or "", call=marker))
+        if keys and route.is_called:
+            call = dependant.call
+            assert call is not None
             # No parameter can have this name, and nobody reads an endpoint's signature again.
             name = dependant.http_connection_param_name or "lifespan connection"
             keep = name == dependant.http_connection_param_name
-            assert dependant.call is not None
-            bound = _injecting(dependant.call, site, name, keep)
-            functools.update_wrapper(bound, dependant.call, updated=())
-            keep_endpoint_context(bound, dependant.call)
-            dependant.call = bound
+            dependant.call = _injecting(call, _site(dependant, domain, keys), name, keep)
+            functools.update_wrapper(dependant.call, call, updated=())
+            keep_endpoint_context(dependant.call, call)
             dependant.http_connection_param_name = name
-            dependant.dependencies[:] = others
+        dependant.dependencies[:] = kept
 
 
 class BoundCall:
-    """A request-scoped dependency that takes values.
+    """A request-scoped dependency that takes values, or has another one below it that does.
 
-    It equals the original, so that `dependency_overrides` and FastAPI's cache still find it,
-    and has a signature without the values: while overrides are active, FastAPI builds the
+    It equals the original, so that `dependency_overrides` and FastAPI's cache still find it.
+    Its signature leads to what was bound: while overrides are active, FastAPI builds the
     dependant from it again for every request.
     """
 
     __wrapped__: Callable[..., Any]
 
-    def __init__(self, call: Callable[..., Any], site: Site) -> None:
+    def __init__(
+        self, dependant: Dependant, site: Site, below: Mapping[str | None, "BoundCall"]
+    ) -> None:
+        call = dependant.call
+        assert call is not None
         functools.update_wrapper(self, call, updated=())
-        self.__lifespan_site__ = site
         signature = typed_signature(call)
         injected = {name for name, _ in site.parameters}
-        kept = [p for name, p in signature.parameters.items() if name not in injected]
-        connection = inspect.Parameter(
-            _unused_name(signature), inspect.Parameter.KEYWORD_ONLY, annotation=HTTPConnection
-        )
-        rest = len(kept) - any(p.kind is p.VAR_KEYWORD for p in kept)
-        kept.insert(rest, connection)
+        kept = [
+            _redirected(parameter, below[name]) if name in below else parameter
+            for name, parameter in signature.parameters.items()
+            if name not in injected
+        ]
+        self._call = call
+        self.connection_parameter = dependant.http_connection_param_name
+        if site.parameters:
+            self.__lifespan_site__ = site
+            name = self.connection_parameter or _unused_name(signature)
+            self._call = _injecting(call, site, name, keep=name == self.connection_parameter)
+            if name != self.connection_parameter:
+                self.connection_parameter = name
+                kind = inspect.Parameter.KEYWORD_ONLY
+                connection = inspect.Parameter(name, kind, annotation=HTTPConnection)
+                kept.insert(len(kept) - any(p.kind is p.VAR_KEYWORD for p in kept), connection)
         self.__signature__ = signature.replace(parameters=kept)
-        self.connection_parameter = connection.name
-        self._call = _injecting(call, site, connection.name, keep=False)
         # Up to 0.123.4 FastAPI looks here, not at `__wrapped__`, for what kind of callable it is.
         self.__dict__["__call__"] = functools.partial(underlying(call))
 
-    def __call__(self, **values: Any) -> Any:
+    def __call__(self, /, **values: Any) -> Any:
         return self._call(**values)
 
     def __eq__(self, other: object) -> bool:
@@ -83,34 +103,37 @@ class BoundCall:
         return hash(self.__wrapped__)
 
 
-def _bind_children(dependant: Dependant, domain: Domain, route: Route | None = None) -> None:
-    keys = lifespan_children(dependant, route)
-    for index, child in enumerate(dependant.dependencies):
-        if index not in keys:
-            _bind_children(child, domain)
-            site, others = _split(child, domain)
-            if site.parameters:
-                assert child.call is not None
-                call = BoundCall(child.call, site)
-                name = call.connection_parameter
-                # a fresh object: 0.123.5 remembers the call of the old one
-                dependant.dependencies[index] = dataclasses.replace(
-                    child, call=call, dependencies=others, http_connection_param_name=name
-                )
-        elif route is not None and not route.is_called:
-            key = keys[index]
-            marker = Marker(key.provider, key.place is None, key.place)
-            dependant.dependencies[index] = dataclasses.replace(child, call=marker)
+def _bound(dependant: Dependant, domain: Domain) -> Dependant:
+    """A request-scoped dependency, bound; the same one if nothing in it takes values."""
+    keys = lifespan_children(dependant)
+    others = [child for index, child in enumerate(dependant.dependencies) if index not in keys]
+    kept = [_bound(child, domain) for child in others]
+    if not keys and all(map(operator.is_, kept, others)):
+        return dependant
+    below = {child.name: child.call for child in kept if isinstance(child.call, BoundCall)}
+    call = BoundCall(dependant, _site(dependant, domain, keys), below)
+    # a fresh object: 0.123.5 remembers the call of the old one
+    return dataclasses.replace(
+        dependant,
+        call=call,
+        dependencies=kept,
+        http_connection_param_name=call.connection_parameter,
+    )
 
 
-def _split(
-    dependant: Dependant, domain: Domain, route: Route | None = None
-) -> tuple[Site, list[Dependant]]:
-    """The values that a dependant takes, and its other dependencies."""
-    keys = lifespan_children(dependant, route)
+def _site(dependant: Dependant, domain: Domain, keys: Mapping[int, Key]) -> Site:
     children = dependant.dependencies
-    site = Site(domain, tuple((children[index].name, key) for index, key in keys.items()))
-    return site, [child for index, child in enumerate(children) if index not in keys]
+    return Site(domain, tuple((children[index].name, key) for index, key in keys.items()))
+
+
+def _redirected(parameter: inspect.Parameter, call: BoundCall) -> inspect.Parameter:
+    """A parameter that declares a dependency, declaring the bound one."""
+    depends = Parameter.of(parameter).marker
+    assert isinstance(depends, params.Depends)
+    depends = dataclasses.replace(depends, dependency=call)
+    if parameter.default is not inspect.Parameter.empty:
+        return parameter.replace(default=depends)
+    return parameter.replace(annotation=Annotated[Any, depends])
 
 
 def _injecting(

@@ -1,6 +1,7 @@
 """Collect: from an application to its declarations, each with the place where it stands."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.routing import Host, Mount, Router
 
 from ._compat import effective_routes, is_frontend
-from .exceptions import Step
+from .exceptions import InvalidLifespanDependency, Step, name_of
 from .params import (
     NOTE,
     Key,
@@ -43,6 +44,7 @@ class Route:
     domain: Domain
     dependant: Dependant
     listed: tuple[params.Depends, ...]
+    number: int  # tells it from routes with the same label, also when FastAPI builds it again
     is_called: bool  # a frontend's dependencies are solved, but no endpoint is called
 
     def declarations(self, overrides: Overrides) -> Iterator[Declaration]:
@@ -65,7 +67,7 @@ class Function:
             if isinstance(parameter.marker, params.Depends):
                 marker = lifespan_marker(parameter.marker, parameter.annotation)
                 if marker is not None:
-                    place = Place(self.function, parameter.name)
+                    place = Place(_owner(self.function), parameter.name)
                     found.append((parameter.name, marker.key(place)))
         object.__setattr__(self, "site", Site(self.domain, tuple(found)))
 
@@ -77,7 +79,7 @@ class Function:
 
 def collect_routes(app: Any) -> Iterator[Route]:
     """All routes that an application can reach, in the order in which it tries them."""
-    return _walk(app, app, "", set())
+    return _walk(app, app, "", set(), Counter())
 
 
 def declared(
@@ -88,6 +90,8 @@ def declared(
     route: Route | None = None,
 ) -> Iterator[Declaration]:
     """What solving a dependant needs, request-scoped dependencies and their overrides included."""
+    if hasattr(dependant.call, "__lifespan_container__"):
+        yield Declaration(domain, None, path)
     site = bound_site(dependant.call)
     for name, key in site.parameters:
         step = Step(name or "dependencies", key.provider, NOTE)
@@ -121,7 +125,11 @@ def lifespan_children(dependant: Dependant, route: Route | None = None) -> dict[
             marker = Marker(child.call, declaration.use_cache)
         else:
             continue
-        place = Place(route, index) if child.name is None else Place(dependant.call, child.name)
+        if child.name is not None:
+            place = Place(_owner(dependant.call), child.name)
+        else:
+            assert route is not None  # only a route has dependencies without a name
+            place = Place((route.label, route.number), index)
         keys[index] = marker.key(place)
     return keys
 
@@ -139,13 +147,23 @@ def _declared_by(
     call: Callable[..., Any], domain: Domain, overrides: Overrides, path: tuple[Step, ...]
 ) -> Iterator[Declaration]:
     """What a request-scoped override needs, of which FastAPI builds the dependant per request."""
+    if hasattr(call, "__lifespan_container__"):
+        yield Declaration(domain, None, path)
     for parameter in parameters(call):
         if not isinstance(parameter.marker, params.Depends):
             continue
         marker = lifespan_marker(parameter.marker, parameter.annotation)
         if marker is not None:
             step = Step(parameter.name, marker.provider, NOTE)
-            yield Declaration(domain, marker.key(Place(call, parameter.name)), (*path, step))
+            place = Place(_owner(call), parameter.name)
+            if not isinstance(parameter.marker.dependency, Marker):
+                raise InvalidLifespanDependency(
+                    marker.provider,
+                    f"is declared by FastAPI's own `Depends` in `{name_of(call)}`, which overrides "
+                    "a dependency: FastAPI would call it for every request",
+                    "Use `fastapi_lifespan_deps.Depends` there.",
+                )
+            yield Declaration(domain, marker.key(place), (*path, step))
             continue
         dependency = parameter.marker.dependency or parameter.annotation
         dependency = overrides.get(dependency, dependency)
@@ -154,7 +172,9 @@ def _declared_by(
             yield from _declared_by(dependency, domain, overrides, (*path, step))
 
 
-def _walk(router: Any, domain: Domain, prefix: str, seen: set[int]) -> Iterator[Route]:
+def _walk(
+    router: Any, domain: Domain, prefix: str, seen: set[int], labels: Counter[str]
+) -> Iterator[Route]:
     router = getattr(router, "router", router)
     if id(router) in seen:
         return
@@ -164,13 +184,25 @@ def _walk(router: Any, domain: Domain, prefix: str, seen: set[int]) -> Iterator[
         dependant = getattr(route, "dependant", None)
         if dependant is not None:
             frontend = is_frontend(route)
-            methods = " ".join(sorted(getattr(route, "methods", None) or ["WEBSOCKET"]))
-            label = f"{prefix} frontend".lstrip() if frontend else f"{methods} {path}"
-            yield Route(label, domain, dependant, tuple(route.dependencies), not frontend)
+            if frontend:
+                label = f"{prefix}{getattr(route, 'frontend_prefix', '')} frontend".lstrip()
+            else:
+                label = " ".join([*sorted(getattr(route, "methods", ["WEBSOCKET"])), path])
+            number = labels[label]
+            labels[label] += 1
+            yield Route(label, domain, dependant, tuple(route.dependencies), number, not frontend)
         elif isinstance(route, Mount | Host):
             mounted = _application(route.app)
             if mounted is not None:
-                yield from _walk(mounted, _domain(mounted), path, seen)
+                yield from _walk(mounted, _domain(mounted), path, seen, labels)
+
+
+def _owner(call: Any) -> Hashable:
+    try:
+        hash(call)
+    except TypeError:
+        return type(call), id(call)
+    return call  # type: ignore[no-any-return]
 
 
 def _application(app: Any) -> Any:

@@ -241,6 +241,7 @@ async def get_container(connection: HTTPConnection) -> LifespanContainer:
     generation: Generation | None = scope.get(SCOPE_KEY)
     if generation is None:
         raise not_running(get_container, connection)
-    if id(scope) in generation.requests:
-        generation.requests[id(scope)] = None  # it may ask for anything
     return LifespanContainer(generation, generation.domain(scope.get("app")))
+
+
+get_container.__lifespan_container__ = True  # type: ignore[attr-defined]  # read by collect.py

@@ -86,6 +86,8 @@ class Generation(dict[Site, dict[str, Any]]):
             domain = self.domain(scope.get("app"))
             overrides = self.plan.overrides.get(domain, {})
             for declaration in declared(dependant, domain, overrides):
+                if declaration.key is None:
+                    return set(self.plan.nodes)
                 found = self.plan.resolved.get((declaration.domain, declaration.key))
                 if isinstance(found, Node):
                     nodes.update(_with_dependencies(found))

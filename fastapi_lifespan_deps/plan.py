@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .exceptions import LifespanDependencyError, Step
-from .params import NOTE, Key, Place, check_cycle, name_step, requirements
+from .params import NOTE, Key, Place, check_callable, check_cycle, name_step, requirements
 
 # Whose `dependency_overrides` apply: an application, or None for a router mounted on its own.
 Domain = Any
@@ -17,7 +17,7 @@ class Declaration:
     """Something wants the value of `key`, in the domain of whose overrides it stands."""
 
     domain: Domain
-    key: Key
+    key: Key | None  # None: the container, and with it any value
     path: tuple[Step, ...]
 
 
@@ -62,6 +62,8 @@ class Planner:
     def plan(self, declarations: Iterable[Declaration], overrides: dict[Domain, Overrides]) -> Plan:
         plan = Plan(overrides)
         for declaration in declarations:
+            if declaration.key is None:
+                continue
             target = declaration.domain, declaration.key
             if target not in plan.resolved:
                 try:
@@ -76,6 +78,7 @@ class Planner:
             return found
         provider = plan.overrides.get(domain, {}).get(key.provider, key.provider)
         if provider is not key.provider:
+            check_callable(provider)
             note = f"{NOTE}, overrides {name_step(key.provider)}"
             path = (*path[:-1], Step(path[-1].label, provider, note))
         check_cycle(path)

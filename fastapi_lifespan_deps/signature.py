@@ -20,6 +20,20 @@ class Parameter:
     default: Any
     marker: params.Depends | FieldInfo | None
 
+    @classmethod
+    def of(cls, parameter: inspect.Parameter) -> "Parameter":
+        annotation, default = parameter.annotation, parameter.default
+        # `type X = Annotated[...]`, from typing or from typing_extensions
+        annotation = getattr(annotation, "__value__", annotation)
+        marker: params.Depends | FieldInfo | None = None
+        if get_origin(annotation) is Annotated:
+            annotation, *metadata = get_args(annotation)
+            markers = (params.Depends, params.Param, params.Body)
+            marker = next((item for item in reversed(metadata) if isinstance(item, markers)), None)
+        if isinstance(default, params.Depends | FieldInfo):
+            marker = default
+        return cls(parameter.name, annotation, default, marker)
+
     @property
     def has_default(self) -> bool:
         return self.default is not inspect.Parameter.empty
@@ -36,7 +50,7 @@ class Parameter:
 def parameters(call: Callable[..., Any]) -> list[Parameter]:
     """The parameters of `call` that somebody has to fill, or may."""
     return [
-        _parameter(parameter)
+        Parameter.of(parameter)
         for parameter in typed_signature(call).parameters.values()
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
@@ -75,20 +89,6 @@ def underlying(call: Any) -> Any:
         else:
             call = type(call).__call__
     return call
-
-
-def _parameter(parameter: inspect.Parameter) -> Parameter:
-    annotation, default = parameter.annotation, parameter.default
-    # `type X = Annotated[...]`, from typing or from typing_extensions
-    annotation = getattr(annotation, "__value__", annotation)
-    marker: params.Depends | FieldInfo | None = None
-    if get_origin(annotation) is Annotated:
-        annotation, *metadata = get_args(annotation)
-        markers = (params.Depends, params.Param, params.Body)
-        marker = next((item for item in reversed(metadata) if isinstance(item, markers)), None)
-    if isinstance(default, params.Depends | FieldInfo):
-        marker = default
-    return Parameter(parameter.name, annotation, default, marker)
 
 
 def _unevaluated_signature(call: Callable[..., Any]) -> inspect.Signature:

@@ -215,16 +215,14 @@ def test_use_cache() -> None:
 
 def test_places() -> None:
     made: list[object] = []
-    OwnObject = Annotated[
-        object, Depends(lambda: made.append(object()), scope="lifespan", use_cache=False)
-    ]
+    own = Depends(lambda: made.append(object()), scope="lifespan", use_cache=False)
     app = LifespanFastAPI()
 
     @app.get("/one")
     @app.get("/two")
-    async def two_parameters(first: OwnObject, second: OwnObject) -> None: ...
+    async def two_parameters(first: None = own, second: None = own) -> None: ...
 
-    def get_shared(own: OwnObject) -> int:
+    def get_shared(value: None = own) -> int:
         return 1
 
     for path in ("/three", "/four"):
@@ -316,7 +314,7 @@ def test_lifespan_function() -> None:
         assert client.get("/first-user").json() == "user 1 of postgresql://localhost/shop"
 
 
-# Starlette before 1.0
+# Starlette before 1.0 warns, and says that hooks are ignored. Here they aren't.
 hooks_are_deprecated = pytest.mark.filterwarnings(
     "ignore:The on_startup and on_shutdown parameters are deprecated:DeprecationWarning"
 )
@@ -331,6 +329,7 @@ def test_hooks() -> None:
 
 
 @hooks_are_deprecated
+@pytest.mark.filterwarnings("ignore:The `lifespan` parameter cannot be used with:UserWarning")
 def test_included_routers() -> None:
     example = load("included_routers")
     up = ["dependency up", "hook up", "app's lifespan up", "router's lifespan up"]
@@ -412,15 +411,15 @@ async def test_background_task_keeps_a_replacement_alive(anyio_backend: str) -> 
     def get_original() -> str:
         return "original"
 
-    Value = Annotated[str, Depends(get_original, scope="lifespan")]
+    original = Depends(get_original, scope="lifespan")
 
     @app.get("/")
-    async def read_root(value: Value, tasks: BackgroundTasks) -> str:
+    async def read_root(tasks: BackgroundTasks, value: str = original) -> str:
         tasks.add_task(work)
         return value
 
     @app.get("/other")
-    async def read_other(value: Value) -> str:
+    async def read_other(value: str = original) -> str:
         return value
 
     app.dependency_overrides[get_original] = get_fake
@@ -495,6 +494,15 @@ def test_causes_of_errors(name: str, cause: type[Exception]) -> None:
     assert isinstance(caught.value.__cause__, cause)
 
 
+def test_headings_are_parts_of_messages() -> None:
+    _, *sections = (ROOT / "docs/tutorial/errors.md").read_text().split("\n### ")
+    for section in sections:
+        heading = section.splitlines()[0]
+        message = shown(re.findall(r"errors/(\w+)\.txt", section)[0])
+        for part in heading.split("`…`"):
+            assert part.strip() in message
+
+
 def test_a_failed_start() -> None:
     example = load("errors/failed_start")
     with pytest.raises(FileNotFoundError) as caught, TestClient(example.app):
@@ -508,6 +516,7 @@ async def test_a_crash(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> N
     example = load("errors/crashed")
     example.app.get("/unrelated")(lambda: "fine")
     transport = httpx.ASGITransport(example.app)
+    caught = None
     with pytest.raises(ExceptionGroup) as stopping:
         async with (
             example.app.router.lifespan_context(example.app),
@@ -520,6 +529,7 @@ async def test_a_crash(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> N
                     await client.get("/feed")
                     await anyio.lowlevel.checkpoint()
             assert (await client.get("/unrelated")).json() == "fine"
+    assert caught is not None
     assert f"UninitializedLifespanDependency: {caught.value}" == shown("crashed")
     assert caught.value.__cause__ is stopping.value
 

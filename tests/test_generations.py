@@ -207,7 +207,11 @@ async def test_a_container_behind_a_copied_scope_keeps_everything_too() -> None:
     class CopiedScope(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Any]:
             handle = super().get_route_handler()
-            return lambda request: handle(Request({**request.scope}, request.receive))
+
+            async def handle_copy(request: Request) -> Any:
+                return await handle(Request({**request.scope}, request.receive))
+
+            return handle_copy
 
     router = APIRouter(route_class=CopiedScope)
 

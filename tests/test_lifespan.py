@@ -539,9 +539,10 @@ def run_trio(main: Callable[..., Any], *arguments: Any) -> None:
     trio.run(main, *arguments)
 
 
-async def forever(app: FastAPI) -> None:
+async def run(app: FastAPI, stays: bool) -> None:
     async with app.router.lifespan_context(app):
-        await anyio.sleep_forever()
+        if stays:
+            await anyio.sleep_forever()
 
 
 def test_clause_6_a_run_that_nobody_leaves_is_stopped_at_the_end_of_asyncio(
@@ -563,50 +564,59 @@ def test_clause_6_a_run_that_nobody_leaves_is_stopped_at_the_end_of_trio() -> No
     assert_all_is_stopped(events)
 
 
-@pytest.mark.parametrize("cancels_all", [False, True])
-def test_clause_6_asyncio_may_end_at_any_step_of_a_startup(
-    cancels_all: bool, caplog: pytest.LogCaptureFixture
+def app_of_steps(events: list[str]) -> FastAPI:
+    async def trouble(moment: str) -> None:
+        await anyio.lowlevel.checkpoint()
+
+    return app_with(*(provider(name, events, trouble=trouble) for name in "abc"))
+
+
+@pytest.mark.parametrize("stays", [True, False], ids=["starting", "starting and stopping"])
+@pytest.mark.parametrize("cancels_all", [False, True], ids=["loop ends", "all tasks cancelled"])
+def test_clause_6_asyncio_may_end_at_any_step(
+    cancels_all: bool, stays: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """End the event loop after 0, 1, 2, ... steps; what has started is stopped in reverse."""
     events: list[str] = []
 
-    async def main(app: FastAPI, steps: int) -> None:
-        task = asyncio.create_task(forever(app))
+    async def main(steps: int) -> None:
+        app = app_of_steps(events)
+        task = asyncio.create_task(run(app, stays))
         for _ in range(steps):
             await asyncio.sleep(0)
         if cancels_all:
             everything = asyncio.all_tasks() - {asyncio.current_task()}
             for other in everything:
                 other.cancel()
-            await asyncio.wait(everything)
+            if everything:
+                await asyncio.wait(everything)
             assert task.done()
 
     with nothing_logged(caplog):
-        for steps in range(40):
+        for steps in range(60):
             events.clear()
-            app = app_with(*(provider(name, events) for name in "abc"))
-            in_time(partial(run_asyncio, main, app, steps))
+            in_time(partial(run_asyncio, main, steps))
             started, stopped = starts_and_stops(events)
             assert stopped == started[::-1], f"ended after {steps} steps"
     assert starts_and_stops(events) == (["a", "b", "c"], ["c", "b", "a"])
 
 
-def test_clause_6_trio_may_end_at_any_step_of_a_startup() -> None:
+@pytest.mark.parametrize("stays", [True, False], ids=["starting", "starting and stopping"])
+def test_clause_6_trio_may_end_at_any_step(stays: bool) -> None:
     events: list[str] = []
 
-    async def system_task(app: FastAPI) -> None:
+    async def system_task() -> None:
         with suppress(RuntimeError):  # trio forbids it in this place
-            await forever(app)
+            await run(app_of_steps(events), stays)
 
-    async def main(app: FastAPI, steps: int) -> None:
-        trio.lowlevel.spawn_system_task(system_task, app)
+    async def main(steps: int) -> None:
+        trio.lowlevel.spawn_system_task(system_task)
         for _ in range(steps):
             await trio.lowlevel.checkpoint()
 
-    for steps in range(40):
+    for steps in range(60):
         events.clear()
-        app = app_with(*(provider(name, events) for name in "abc"))
-        in_time(partial(run_trio, main, app, steps))
+        in_time(partial(run_trio, main, steps))
         started, stopped = starts_and_stops(events)
         assert stopped == started[::-1], f"ended after {steps} steps"
     assert starts_and_stops(events) == (["a", "b", "c"], ["c", "b", "a"])
@@ -669,10 +679,6 @@ def test_clause_6_a_thread_that_works_when_asyncio_ends_gets_to_its_end_in_its_t
         finally:
             asyncio.get_running_loop().call_soon(release.set)
 
-    async def run(app: FastAPI) -> None:
-        async with app.router.lifespan_context(app):
-            pass
-
     async def main() -> None:
         working = asyncio.Event()
 
@@ -689,7 +695,7 @@ def test_clause_6_a_thread_that_works_when_asyncio_ends_gets_to_its_end_in_its_t
             events.append("stop second")
 
         app = app_with(provider("first", events), get_second)
-        tasks = [asyncio.create_task(bystander()), asyncio.create_task(run(app))]
+        tasks = [asyncio.create_task(bystander()), asyncio.create_task(run(app, stays=False))]
         await working.wait()
         assert not any(task.done() for task in tasks)
 

@@ -14,6 +14,7 @@ from fastapi_lifespan_deps import (
     DependencyCycleError,
     DependencyScopeError,
     Depends,
+    InvalidLifespanDependency,
     LifespanFastAPI,
     UninitializedLifespanDependency,
 )
@@ -416,10 +417,9 @@ def test_a_request_scoped_override_may_be_a_dependency_of_another_route() -> Non
         assert client.get("/other").json() == "other(engine(settings))"
 
 
-def test_a_request_scoped_override_may_declare_with_the_depends_of_fastapi() -> None:
-    """Clauses 10 and 11: it means the same there, never a call for each request."""
+def test_a_request_scoped_override_cannot_declare_with_the_depends_of_fastapi() -> None:
+    """Clause 10: FastAPI would call it for each request."""
     chain = Chain()
-
     stock: Any = fastapi.Depends
 
     async def fake_session(
@@ -428,8 +428,9 @@ def test_a_request_scoped_override_may_declare_with_the_depends_of_fastapi() -> 
         return Thing("fake", engine)
 
     chain.override(chain.get_session, fake_session)
-    assert chain.get() == "fake(engine(settings)) engine(settings)"
-    assert chain.log.count("start engine") == 1
+    with pytest.raises(InvalidLifespanDependency, match="FastAPI's own `Depends`"):
+        chain.get()
+    assert chain.log == []
 
 
 @pytest.mark.parametrize("fake_is_valid", [True, False])
@@ -467,7 +468,10 @@ def test_hooks_and_the_lifespan_function_get_the_fake() -> None:
         yield
         log.append(f"leave {thing}")
 
-    app = LifespanFastAPI(on_startup=[start], on_shutdown=[stop], lifespan=lifespan)
+    app = LifespanFastAPI(lifespan=lifespan)
+    router: Any = app.router  # typed for hooks that take nothing
+    router.add_event_handler("startup", start)
+    router.add_event_handler("shutdown", stop)
     app.dependency_overrides[original] = provider("fake", log)
     with TestClient(app):
         pass

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import anyio
 import anyio.from_thread
 import anyio.lowlevel
+import fastapi
 import httpx
 import pytest
 from fastapi import BackgroundTasks, FastAPI, Request, WebSocket
@@ -407,6 +408,28 @@ async def test_an_unhashable_fake_fails_no_request_that_does_not_need_it() -> No
     async with running(service.app) as client:
         service.overrides[service.get_db] = Unhashable()
         assert (await client.get("/cache")).json() == "cache"
+
+
+@pytest.mark.parametrize("kind", ["not callable", "declared with FastAPI's own Depends"])
+async def test_a_wrong_request_scoped_override_fails_no_request_that_does_not_need_it(
+    kind: str,
+) -> None:
+    service = Service()
+    stock: Any = fastapi.Depends
+
+    async def fake_session(db: Annotated[Thing, stock(service.get_db, scope="lifespan")]) -> Thing:
+        return db
+
+    fake: Any = Thing("a value") if kind == "not callable" else fake_session
+    async with running(service.app) as client:
+        service.overrides[service.get_session] = fake
+        for _ in range(2):
+            assert (await client.get("/cache")).json() == "cache"
+            with pytest.raises(Exception, match=r"callable|FastAPI's own `Depends`"):
+                await client.get("/user")
+        service.overrides.clear()
+        assert (await client.get("/user")).json() == "user(db) session(db)"
+    assert service.log.count("start db") == 1
 
 
 async def test_a_failed_start_is_logged_once_and_said_to_every_request(
