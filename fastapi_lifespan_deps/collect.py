@@ -15,6 +15,7 @@ from .exceptions import InvalidLifespanDependency, Step, name_of
 from .params import (
     NOTE,
     Key,
+    LifespanDepends,
     Marker,
     Place,
     has_lifespan_scope,
@@ -156,14 +157,15 @@ def _declared_by(
         if marker is not None:
             step = Step(parameter.name, marker.provider, NOTE)
             place = Place(_owner(call), parameter.name)
-            if not isinstance(parameter.marker.dependency, Marker):
-                raise InvalidLifespanDependency(
+            error = None
+            if not isinstance(parameter.marker, LifespanDepends):
+                error = InvalidLifespanDependency(
                     marker.provider,
                     f"is declared by FastAPI's own `Depends` in `{name_of(call)}`, which overrides "
-                    "a dependency: FastAPI would call it for every request",
+                    "a dependency: FastAPI will call it for every request",
                     "Use `fastapi_lifespan_deps.Depends` there.",
                 )
-            yield Declaration(domain, marker.key(place), (*path, step))
+            yield Declaration(domain, marker.key(place), (*path, step), error)
             continue
         dependency = parameter.marker.dependency or parameter.annotation
         dependency = overrides.get(dependency, dependency)

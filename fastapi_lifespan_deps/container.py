@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, overload
 
 import anyio
@@ -10,9 +11,9 @@ from starlette.requests import HTTPConnection
 from typing_extensions import TypeVar
 
 from .binding import bind
-from .collect import Function, Route
+from .collect import Function, Route, Site
 from .exceptions import name_of
-from .generation import Generation
+from .generation import Generation, ended_by_itself
 from .instance import Instance, Supervisor, current_loop
 from .params import SCOPE_KEY, Key, not_running
 from .plan import Domain, Node, Overrides, Plan, Planner
@@ -47,15 +48,16 @@ class Run:
         self._planner = Planner()
         self._supervisor = Supervisor(self._crashed)
         self._instances: dict[Node, Instance] = {}  # in start order
-        self._originals: set[Node] = set()  # in force without overrides: kept to the end
-        self._starting: Plan | None = None
+        self._originals = Plan({})  # in force without overrides: kept to the end
+        self._next = Plan({})  # while it is being started
+        self._is_stale = False  # an update was cut short
         self.retired: list[Generation] = []  # not current, still used by requests
         self._lock = anyio.Lock()
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing in the application has scope "lifespan"."""
-        return not self.current.plan.resolved
+        return not (self.current.plan.resolved or self._originals.resolved)
 
     async def start(self, others: Iterable[Function] = ()) -> None:
         """Collect what the application declares, and others, and start what does not run yet.
@@ -63,6 +65,9 @@ class Run:
         Called again when the application's own startup is over: it may have added routes.
         Raise the first error, of a declaration or of a start.
         """
+        for instance in self._instances.values():
+            if instance.casualty is not None:
+                raise ended_by_itself(instance.casualty)
         self._others += others
         self._sources = [*self._collect(), *self._others]
         await self._update(strict=True)
@@ -73,6 +78,8 @@ class Run:
 
     def overrides_changed(self) -> bool:
         """Whether overrides are not what the current generation was made for."""
+        if self._is_stale:
+            return True
         for domain, applied in self.current.plan.overrides.items():
             if domain.dependency_overrides != applied:
                 return True
@@ -80,9 +87,7 @@ class Run:
 
     def drain(self) -> None:
         """Stop the instances that nothing can use any more."""
-        wanted = {*self._originals, *self.current.plan.nodes}
-        if self._starting is not None:
-            wanted.update(self._starting.nodes)
+        wanted = {*self._originals.nodes, *self._next.nodes, *self.current.plan.nodes}
         for generation in list(self.retired):
             if generation.requests:
                 wanted |= generation.held()
@@ -95,29 +100,46 @@ class Run:
         if gone:
             self._supervisor.retire(gone)
 
+    @contextmanager
+    def holding(self, site: Site) -> Iterator[dict[str, Any]]:
+        """Give the values of a site that keeps them, as a lifespan function does."""
+        generation = self.current
+        generation.requests[id(site)] = site
+        try:
+            yield generation[site]
+        finally:
+            del generation.requests[id(site)]
+            self.drain()
+
     async def close(self) -> None:
         """Stop everything, in reverse; then raise what went wrong on the way."""
-        for generation in (self.current, *self.retired):
-            generation.clear()
-        await self._supervisor.close()
+        self._forget_values()
+        try:
+            await self._supervisor.close()
+        finally:
+            self._forget_values()
 
     async def _update(self, *, strict: bool) -> None:
         async with self._lock:
             if not (strict or self.overrides_changed()):
                 return  # another request has seen to it
-            plan = self._starting = self._plan(self._overrides())
-            try:
+            self._is_stale = True
+            overrides = self._overrides()
+            plan = self._next = self._plan(overrides)
+            self._originals = plan
+            if any(overrides.values()):
+                self._originals = self._plan({domain: {} for domain in overrides})
+            for error in plan.errors:
                 if strict:
-                    for error in plan.errors:
-                        raise error
-                for source in self._sources:
-                    if isinstance(source, Route):
-                        bind(source)
-                failures = await self._start(plan, strict)
-            finally:
-                self._starting = None
+                    raise error
+                logger.error("A dependency override is not valid", exc_info=error)
+            for source in self._sources:
+                if isinstance(source, Route):
+                    bind(source)
+            failures = await self._start(plan, strict)
             self.retired.append(self.current)
             self.current = Generation(self.app, plan, self._instances, failures)
+            self._is_stale = False
             self.drain()
 
     def _overrides(self) -> dict[Domain, Overrides]:
@@ -125,12 +147,6 @@ class Run:
         return {domain: dict(domain.dependency_overrides) for domain in (self.app, *domains)}
 
     def _plan(self, overrides: dict[Domain, Overrides]) -> Plan:
-        plan = self._plan_for(overrides)
-        none: dict[Domain, Overrides] = {domain: {} for domain in overrides}
-        self._originals = set((self._plan_for(none) if any(overrides.values()) else plan).nodes)
-        return plan
-
-    def _plan_for(self, overrides: dict[Domain, Overrides]) -> Plan:
         declarations = (
             declaration
             for source in self._sources
@@ -145,12 +161,8 @@ class Run:
             if broken:
                 failures[node] = broken[0]
             elif node not in self._instances:
-                arguments = {
-                    name: self.app if child is None else self._instances[child].value
-                    for name, child in node.arguments
-                }
                 try:
-                    self._instances[node] = await self._supervisor.start(node, arguments)
+                    await self._start_node(node)
                 except Exception as error:
                     if strict:
                         raise
@@ -158,14 +170,33 @@ class Run:
                     failures[node] = error
         return failures
 
+    async def _start_node(self, node: Node) -> None:
+        dependencies = [self._instances[child] for child in node.dependencies]
+        instance = Instance(node, dependencies, self._supervisor)
+        if instance.casualty is not None:
+            raise ended_by_itself(instance.casualty)
+        arguments = {
+            name: self.app if child is None else self._instances[child].value
+            for name, child in node.arguments
+        }
+        try:
+            await self._supervisor.start(instance, arguments)
+        finally:
+            if instance.started:  # perhaps although the start was cancelled
+                self._instances[node] = instance
+
     def _crashed(self, instance: Instance) -> None:
         logger.error(
             "`%s` ended by itself while serving",
             name_of(instance.node.provider),
             exc_info=instance.error,
         )
+        self._forget_values()
+
+    def _forget_values(self) -> None:
+        """Let each site be worked out anew, and be found without what is gone."""
         for generation in (self.current, *self.retired):
-            generation.clear()  # what it injects is worked out anew, and found to be gone
+            generation.clear()
 
 
 class LifespanContainer:

@@ -119,6 +119,7 @@ def together(
 
     What ended a startup, or a cancellation, stays what it is and carries the others as notes.
     """
+    others = [other for other in others if other is not failure]
     if failure is not None and not (is_serving and isinstance(failure, Exception)):
         for other in others:
             failure.add_note(f"Then, while stopping:\n{''.join(format_exception(other))}")

@@ -31,8 +31,8 @@ class Generation(dict[Site, dict[str, Any]]):
         self.plan = plan
         self.instances = {node: instances[node] for node in plan.nodes if node in instances}
         self.failures = failures
-        # By id; the scope tells what route the request is on. None: it may use any value.
-        self.requests: dict[int, Scope | None] = {}
+        # What is pinned to it, by id. A scope tells what route the request is on.
+        self.requests: dict[int, Scope | Site] = {}
 
     def __missing__(self, site: Site) -> dict[str, Any]:
         values = [(name, self.value(site.domain, key)) for name, key in site.parameters]
@@ -54,10 +54,12 @@ class Generation(dict[Site, dict[str, Any]]):
         instance = self.instances.get(found)
         if instance is None:
             raise self._failed(key, "it failed to start") from self.failures.get(found)
-        if instance.has_crashed:
-            raise self._failed(key, "it ended by itself while serving") from instance.error
+        if instance.casualty is not None:
+            raise ended_by_itself(instance.casualty)
         if not instance.is_alive:
-            raise self._failed(key, "it has been stopped")
+            raise UninitializedLifespanDependency(
+                key.provider, "it has been stopped", "The application is stopping, or has stopped."
+            )
         return instance.value
 
     def marked_value(self, marker: Marker, app: Any) -> Any:
@@ -79,24 +81,45 @@ class Generation(dict[Site, dict[str, Any]]):
     def held(self) -> set[Node]:
         """The nodes that the pinned requests can reach."""
         nodes: set[Node] = set()
-        for scope in list(self.requests.values()):
-            dependant = None if scope is None else matched_dependant(scope)
-            if scope is None or dependant is None:
-                return set(self.plan.nodes)
-            domain = self.domain(scope.get("app"))
-            overrides = self.plan.overrides.get(domain, {})
-            for declaration in declared(dependant, domain, overrides):
-                if declaration.key is None:
+        for pinned in list(self.requests.values()):
+            for target in self._targets(pinned):
+                if target is None:
                     return set(self.plan.nodes)
-                found = self.plan.resolved.get((declaration.domain, declaration.key))
+                found = self.plan.resolved.get(target)
                 if isinstance(found, Node):
                     nodes.update(_with_dependencies(found))
         return nodes
+
+    def _targets(self, pinned: Scope | Site) -> Iterator[tuple[Domain, Key] | None]:
+        """What a request may still ask for; None: anything."""
+        if isinstance(pinned, Site):
+            yield from ((pinned.domain, key) for _, key in pinned.parameters)
+            return
+        dependant = matched_dependant(pinned)
+        if dependant is None:  # it has not got to its route
+            yield None
+            return
+        domain = self.domain(pinned.get("app"))
+        overrides = self.plan.overrides.get(domain, {})
+        for declaration in declared(dependant, domain, overrides):
+            key = declaration.key
+            yield None if key is None else (declaration.domain, key)
 
     def _failed(self, key: Key, problem: str) -> UninitializedLifespanDependency:
         return UninitializedLifespanDependency(
             key.provider, problem, "The exception that caused this one says why."
         )
+
+
+def ended_by_itself(instance: Instance) -> UninitializedLifespanDependency:
+    """The error of what needs an instance that died."""
+    error = UninitializedLifespanDependency(
+        instance.node.provider,
+        "it ended by itself while serving",
+        "It is not started again. The exception that caused this one, if any, says what happened.",
+    )
+    error.__cause__ = instance.error
+    return error
 
 
 def _with_dependencies(node: Node) -> Iterator[Node]:

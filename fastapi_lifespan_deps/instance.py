@@ -1,23 +1,30 @@
 """Start and stop: one live value, and the one task that owns it from entry to exit."""
 
 import asyncio
-import math
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import Future
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
     AsyncExitStack,
     asynccontextmanager,
     contextmanager,
+    suppress,
 )
+from contextvars import copy_context
 from functools import partial
 from inspect import isasyncgenfunction, iscoroutine, iscoroutinefunction, isgeneratorfunction
 from typing import Any
 
-import anyio
-import anyio.abc
-from anyio import CancelScope, CapacityLimiter, Event, get_cancelled_exc_class, to_thread
+from anyio import (
+    CancelScope,
+    CapacityLimiter,
+    Event,
+    from_thread,
+    get_cancelled_exc_class,
+    to_thread,
+)
 
 from .exceptions import name_of, together
 from .plan import Node
@@ -25,6 +32,183 @@ from .signature import underlying
 
 # How many synchronous dependencies of one run may be starting or stopping at a time.
 MAX_THREADS = 8
+
+
+class Instance:
+    """One live value. Its task enters the provider, waits to be stopped, and leaves it.
+
+    The task never raises: what goes wrong is kept in `error`.
+    """
+
+    def __init__(
+        self, node: Node, dependencies: list["Instance"], supervisor: "Supervisor"
+    ) -> None:
+        self.node = node
+        self.dependencies = dependencies
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.started = False
+        self.settled = Event()  # started, or failed to
+        self.ended = Event()
+        self._stop = Event()
+        self._supervisor = supervisor
+        # Both are opened before the provider is entered and closed after it was left: a
+        # provider may open scopes of its own, and scopes must nest.
+        self._starting = CancelScope()  # cancelled to give up a start; no effect afterwards
+        self._living = CancelScope()  # shields what started from every cancellation around it
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the value may be used."""
+        return self.started and not self._stop.is_set() and not self.ended.is_set()
+
+    @property
+    def casualty(self) -> "Instance | None":
+        """What ended by itself: this instance, or one that it depends on."""
+        if self.started and self.ended.is_set() and not self._stop.is_set():
+            return self
+        return next(filter(None, (other.casualty for other in self.dependencies)), None)
+
+    async def run(self, context: AbstractAsyncContextManager[Any]) -> None:
+        """Own the value from entry to exit; the body of the instance's task."""
+        try:
+            with self._starting, self._living:
+                async with context as self.value:
+                    self._living.shield = True
+                    self.started = True
+                    self.settled.set()
+                    try:
+                        await self._until_stopped()
+                    finally:
+                        self.value = None
+        except BaseException as error:
+            self.error = error
+
+    async def _until_stopped(self) -> None:
+        try:
+            await self._stop.wait()
+        except get_cancelled_exc_class():
+            # Nothing around the provider gets through the shield, so what was cancelled is the
+            # provider itself: its task group failed, its time was up. The value is dead, and
+            # leaving raises why. Or asyncio ends and cancels every task: stay till it's our turn.
+            if not self._supervisor.is_closing:
+                raise
+            with suppress(get_cancelled_exc_class()):
+                await finished(self._stop)
+
+    def end(self) -> None:
+        """Note that the task is over. It may have been cancelled before it began."""
+        self.settled.set()
+        self.ended.set()
+        if self.casualty is self:
+            self._supervisor.on_crash(self)
+
+    def give_up_start(self) -> None:
+        """Cancel the start. If it got as far as its value, it counts as started nevertheless."""
+        self._starting.cancel()
+
+    async def stop(self) -> None:
+        """Let the code after `yield` run, to its end; what it raises is kept in `error`."""
+        if not self.settled.is_set():
+            self.give_up_start()
+        self._stop.set()
+        await finished(self.ended)
+
+
+class Supervisor:
+    """Starts the instances of a run, and stops them in reverse, whatever happens.
+
+    Its task, like theirs, belongs to the event loop, not to the task that started the
+    application: a run may be entered in one task and left in another.
+    """
+
+    def __init__(self, on_crash: Callable[[Instance], None]) -> None:
+        self.on_crash = on_crash
+        self._instances: list[Instance] = []  # in start order, until they have ended
+        self._errors: list[BaseException] = []
+        self._task: object = None
+        self._closing = Event()
+        self._closed = Event()
+        self._threads = CapacityLimiter(MAX_THREADS)
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the run ends, or the event loop under it."""
+        cancelled = isinstance(self._task, asyncio.Task) and self._task.cancelling() > 0
+        return cancelled or self._closing.is_set()
+
+    async def start(self, instance: Instance, arguments: dict[str, Any]) -> None:
+        """Start an instance and wait for its value. Raise what the provider raises.
+
+        Cancelled, it returns when the start is over; `instance.started` tells how it ended.
+        """
+        provider = instance.node.provider
+        if self.is_closing:
+            raise RuntimeError(f"`{name_of(provider)}` cannot start: the application stops")
+        if self._task is None:
+            self._task = _spawn(self._supervise, self._closed.set, "lifespan dependencies")
+        self._instances.append(instance)
+        context = entered(partial(provider, **arguments), underlying(provider), self._threads)
+        _spawn(partial(instance.run, context), instance.end, name_of(provider))
+        cancelled: BaseException | None = None
+        try:
+            await instance.settled.wait()
+        except BaseException as error:
+            cancelled = error
+            instance.give_up_start()
+            with suppress(get_cancelled_exc_class()):
+                await finished(instance.settled)
+        failure = instance.error
+        if not instance.started and instance in self._instances:
+            self._instances.remove(instance)
+        if cancelled is not None:
+            if isinstance(failure, Exception):
+                together(cancelled, [failure])
+            raise cancelled
+        if not instance.started:
+            raise failure or RuntimeError(
+                f"`{name_of(provider)}` was stopped while it was starting"
+            )
+
+    def retire(self, instances: list[Instance]) -> None:
+        """Stop some instances in the background, in reverse; errors are raised at the end."""
+        if not self.is_closing:  # else all are being stopped
+            _spawn(partial(self._stop, instances), lambda: None, "old lifespan dependencies")
+
+    async def close(self) -> None:
+        """Stop everything in reverse, whatever happens to the caller; raise what went wrong."""
+        self._closing.set()
+        cancelled = None
+        if self._task is not None:
+            try:
+                await finished(self._closed)
+            except get_cancelled_exc_class() as error:
+                cancelled = error
+        failure = together(cancelled, self._errors)
+        if failure is not None:
+            raise failure
+
+    async def _supervise(self) -> None:
+        try:
+            await self._closing.wait()
+        finally:  # closing, or cancelled because the event loop is being torn down
+            self._closing.set()
+            with CancelScope(shield=True):
+                await self._stop(list(self._instances))
+
+    async def _stop(self, instances: list[Instance]) -> None:
+        for instance in reversed(instances):
+            # asyncio may cancel this task once more; the rest is to be stopped all the same
+            with suppress(get_cancelled_exc_class()):
+                for other in list(self._instances):
+                    if instance in other.dependencies:  # being stopped, perhaps by another call
+                        await finished(other.ended)
+            with suppress(get_cancelled_exc_class()):
+                await instance.stop()
+            if instance in self._instances:
+                self._instances.remove(instance)
+                if instance.error is not None:
+                    self._errors.append(instance.error)
 
 
 @asynccontextmanager
@@ -36,7 +220,8 @@ async def entered(
     `kind` is the function that says how to call it (signature.underlying). No name here holds
     the value, so that the code after `yield` can give its memory back.
     """
-    run = partial(to_thread.run_sync, limiter=threads)
+    # One context for both ends, so that a context variable that was set can be reset.
+    run = partial(_in_thread, threads, copy_context().run)
     async with AsyncExitStack() as stack:
         if isasyncgenfunction(kind):
             yield await stack.enter_async_context(_context(call(), asynccontextmanager))
@@ -46,8 +231,7 @@ async def entered(
         elif iscoroutinefunction(kind):
             yield await call()
         else:
-            # in a list: trio lets no coroutine through
-            [value] = await run(lambda: [call()])
+            value = await run(call)
             # a lambda around an async function, say: a coroutine is of no use to many requests
             yield await value if iscoroutine(value) else value
 
@@ -73,166 +257,30 @@ class _InThread(AbstractAsyncContextManager[Any]):
         await self._run(self._context.__exit__, None, None, None)
 
 
-class Instance:
-    """One live value. Its task enters the provider, waits to be stopped, and leaves it.
+async def _in_thread(threads: CapacityLimiter, call: Callable[..., Any], *arguments: Any) -> Any:
+    """Call in a worker thread, and stay until it is through: what it enters must be left again.
 
-    The task never raises: what goes wrong is kept in `error`. So one instance's failure does
-    not end the task group in which its siblings live.
+    No cancel scope cuts the waiting short, but asyncio does when the event loop ends.
     """
+    outcome: Future[Any] = Future()
+    done = Event()
 
-    def __init__(self, node: Node, on_crash: Callable[["Instance"], None]) -> None:
-        self.node = node
-        self._on_crash = on_crash
-        self.value: Any = None
-        self.error: BaseException | None = None
-        self.started = False
-        self.settled = Event()  # started, or failed to
-        self.ended = Event()
-        self._stop = Event()
-        # Both are opened before the provider is entered and closed after it was left: a
-        # provider may open scopes of its own, and scopes must nest.
-        self._starting = CancelScope()  # cancelled to give up a start; no effect afterwards
-        self._living = CancelScope()  # shields what started from every cancellation around it
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the value may be used."""
-        return self.started and not self._stop.is_set() and not self.ended.is_set()
-
-    @property
-    def has_crashed(self) -> bool:
-        """Whether it ended without being told to."""
-        return self.started and not self._stop.is_set() and self.ended.is_set()
-
-    async def run(self, context: AbstractAsyncContextManager[Any]) -> None:
-        """Own the value from entry to exit; the body of the instance's task."""
+    def work() -> None:
+        outcome.set_running_or_notify_cancel()
         try:
-            with self._starting, self._living:
-                async with context as self.value:
-                    self._living.shield = True
-                    self.started = True
-                    self.settled.set()
-                    try:
-                        await self._until_stopped()
-                    finally:
-                        self.value = None
+            outcome.set_result(call(*arguments))
         except BaseException as error:
-            self.error = error
-        finally:
-            self.settled.set()
-            self.ended.set()
-            if self.has_crashed:
-                self._on_crash(self)
+            outcome.set_exception(error)
+        from_thread.run_sync(done.set)
 
-    async def _until_stopped(self) -> None:
-        while not self._stop.is_set():
-            try:
-                await self._stop.wait()
-            except get_cancelled_exc_class():
-                # Either the event loop is being torn down and cancels every task: stay, the
-                # supervisor stops all in order. Or the provider's own scope was cancelled,
-                # because its task group failed: then the value is dead, and leaving raises why.
-                if anyio.current_effective_deadline() == -math.inf:
-                    raise
-
-    def give_up_start(self) -> None:
-        """Cancel the start. If it got as far as its value, it counts as started nevertheless."""
-        self._starting.cancel()
-
-    async def stop(self) -> BaseException | None:
-        """Let the code after `yield` run; return what it raised."""
-        if not self.settled.is_set():
-            self.give_up_start()
-        self._stop.set()
-        await finished(self.ended)
-        return self.error
-
-
-class Supervisor:
-    """The task that holds the task group of a run's instances, and stops them in reverse.
-
-    It belongs to the event loop, not to the task that started the application: a run may be
-    entered in one task and left in another.
-    """
-
-    def __init__(self, on_crash: Callable[[Instance], None]) -> None:
-        self._on_crash = on_crash
-        self._instances: list[Instance] = []  # in start order, until they have ended
-        self._errors: list[BaseException] = []
-        self._group: anyio.abc.TaskGroup | None = None
-        self._task: object = None
-        self._ready = Event()
-        self._closing = Event()
-        self._closed = Event()
-        self._threads = CapacityLimiter(MAX_THREADS)
-
-    async def start(self, node: Node, arguments: dict[str, Any]) -> Instance:
-        """Start one node and wait for its value. Raise what the provider raises."""
-        if self._closing.is_set():
-            raise RuntimeError(f"`{name_of(node.provider)}` cannot start: the application stops")
-        if self._task is None:
-            self._task = _spawn(self._supervise)
-        await self._ready.wait()
-        assert self._group is not None
-        instance = Instance(node, self._on_crash)
-        self._instances.append(instance)
-        context = entered(
-            partial(node.provider, **arguments), underlying(node.provider), self._threads
-        )
-        self._group.start_soon(instance.run, context, name=name_of(node.provider))
-        try:
-            await instance.settled.wait()
-        except BaseException:
-            instance.give_up_start()
-            await finished(instance.settled)
+    try:
+        await to_thread.run_sync(work, limiter=threads)
+    except get_cancelled_exc_class():
+        if not (outcome.running() or outcome.done()):
             raise
-        finally:
-            if not instance.started:
-                self._instances.remove(instance)
-        if not instance.started:
-            raise instance.error or RuntimeError(
-                f"`{name_of(node.provider)}` was stopped while it was starting"
-            )
-        return instance
-
-    def retire(self, instances: list[Instance]) -> None:
-        """Stop some instances in the background, in reverse; errors are raised at the end."""
-        if self._group is not None and not self._closing.is_set():  # else all are being stopped
-            self._group.start_soon(self._stop, instances)
-
-    async def close(self) -> None:
-        """Stop everything in reverse, whatever happens to the caller; raise what went wrong."""
-        self._closing.set()
-        cancelled = None
-        if self._task is not None:
-            try:
-                await finished(self._closed)
-            except get_cancelled_exc_class() as error:
-                cancelled = error
-        failure = together(cancelled, self._errors)
-        if failure is not None:
-            raise failure
-
-    async def _supervise(self) -> None:
-        try:
-            async with anyio.create_task_group() as self._group:
-                self._ready.set()
-                try:
-                    await self._closing.wait()
-                finally:  # closing, or cancelled because the event loop is being torn down
-                    self._closing.set()
-                    with CancelScope(shield=True):
-                        await self._stop(list(self._instances))
-        finally:
-            self._closed.set()
-
-    async def _stop(self, instances: list[Instance]) -> None:
-        for instance in reversed(instances):
-            error = await instance.stop()
-            if instance in self._instances:
-                self._instances.remove(instance)
-                if error is not None:
-                    self._errors.append(error)
+        with suppress(get_cancelled_exc_class()):
+            await finished(done)
+    return outcome.result()
 
 
 async def finished(event: Event) -> None:
@@ -256,9 +304,22 @@ def current_loop() -> object:
     return asyncio.get_running_loop()
 
 
-def _spawn(function: Callable[[], Coroutine[Any, Any, None]]) -> object:
-    """Start a task that belongs to the event loop alone."""
+def _spawn(
+    function: Callable[[], Coroutine[Any, Any, None]], end: Callable[[], None], name: str
+) -> object:
+    """Start a task that belongs to the event loop alone; call `end` when it is over."""
     trio = sys.modules.get("trio")
     if trio is not None and trio.lowlevel.in_trio_run():
-        return trio.lowlevel.spawn_system_task(function)
-    return asyncio.get_running_loop().create_task(function())
+
+        async def system_task() -> None:
+            try:
+                await function()
+            finally:
+                end()
+
+        context = copy_context()
+        return trio.lowlevel.spawn_system_task(system_task, name=name, context=context)
+    task = asyncio.get_running_loop().create_task(function(), name=name)
+    # also if it is cancelled before its first step, which no `finally` in it would see
+    task.add_done_callback(lambda _: end())
+    return task

@@ -246,26 +246,31 @@ def not_running(
 ) -> UninitializedLifespanDependency:
     """Say why a request was pinned to no generation."""
     app = connection.scope.get("app")
-    runs = getattr(getattr(app, "router", None), "lifespan_runs", None)
-    if runs is None:
-        return UninitializedLifespanDependency(
-            provider,
-            f"the application is a plain {type(app).__name__}, which does not know "
-            'scope="lifespan"',
-            "Make it a LifespanFastAPI, or call enable_lifespan_scope(app) before it starts.",
+    router = getattr(app, "router", None)
+    runs = getattr(router, "lifespan_runs", None)
+    if router is None or runs is None:
+        problem = (
+            f'the application is a plain {type(app).__name__}, which does not know scope="lifespan"'
         )
-    if runs:
-        return UninitializedLifespanDependency(
-            provider,
-            "the application was started in another event loop, and its values belong there",
-            "Send requests in the event loop, and so in the thread, that runs the lifespan.",
+        advice = "Make it a LifespanFastAPI, or call enable_lifespan_scope(app) before it starts."
+    elif not runs:
+        problem = "the application is not running"
+        advice = (
+            "Its lifespan has not been entered, or has ended. In tests, write `with "
+            "TestClient(app) as client:`; without a server, `async with "
+            "app.router.lifespan_context(app):`. A mounted application runs with the one that it "
+            "is mounted in: make that one a LifespanFastAPI."
         )
-    return UninitializedLifespanDependency(
-        provider,
-        "the application is not running",
-        "Its lifespan has not been entered, or has ended. In tests, write `with TestClient(app) "
-        "as client:`; without a server, `async with app.router.lifespan_context(app):`.",
-    )
+    elif (run := router.find_run()) is None:
+        problem = "the application was started in another event loop, and its values belong there"
+        advice = "Send requests in the event loop, and so in the thread, that runs the lifespan."
+    elif run.is_empty:
+        problem = 'nothing in the application had scope="lifespan" when it started'
+        advice = "Declare it in a route, or set the override that needs it before the start."
+    else:
+        problem = "the run that the request belongs to has ended"
+        advice = "Another run of the application is alive: send requests with its lifespan state."
+    return UninitializedLifespanDependency(provider, problem, advice)
 
 
 def _requirement(

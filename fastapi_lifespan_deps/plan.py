@@ -19,6 +19,7 @@ class Declaration:
     domain: Domain
     key: Key | None  # None: the container, and with it any value
     path: tuple[Step, ...]
+    error: LifespanDependencyError | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,9 +46,7 @@ class Plan:
     nodes: dict[Node, None] = field(default_factory=dict)
     resolved: dict[tuple[Domain, Key], Node | LifespanDependencyError] = field(default_factory=dict)
 
-    @property
-    def errors(self) -> list[LifespanDependencyError]:
-        return [found for found in self.resolved.values() if not isinstance(found, Node)]
+    errors: list[LifespanDependencyError] = field(default_factory=list)
 
 
 class Planner:
@@ -62,6 +61,8 @@ class Planner:
     def plan(self, declarations: Iterable[Declaration], overrides: dict[Domain, Overrides]) -> Plan:
         plan = Plan(overrides)
         for declaration in declarations:
+            if declaration.error is not None:
+                plan.errors.append(declaration.error)
             if declaration.key is None:
                 continue
             target = declaration.domain, declaration.key
@@ -70,6 +71,7 @@ class Planner:
                     self._resolve(plan, *target, declaration.path)
                 except LifespanDependencyError as error:
                     plan.resolved[target] = error
+                    plan.errors.append(error)
         return plan
 
     def _resolve(self, plan: Plan, domain: Domain, key: Key, path: tuple[Step, ...]) -> Node:

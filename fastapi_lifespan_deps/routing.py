@@ -3,14 +3,9 @@
 import contextlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-)
+from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
 from functools import partial
-from inspect import iscoroutinefunction
 from typing import Any
 
 from fastapi import APIRouter
@@ -22,7 +17,6 @@ from .container import Run
 from .exceptions import together
 from .instance import current_loop
 from .params import SCOPE_KEY
-from .signature import underlying
 
 
 class LifespanRouter(APIRouter):
@@ -69,8 +63,7 @@ class LifespanRouter(APIRouter):
         """Let requests find the run."""
         self.lifespan_runs.append(run)
         try:
-            if run.app.middleware_stack is not None:  # else the application may still change it
-                self.pin(run)
+            self.pin(run)
             yield
         finally:
             self.lifespan_runs.remove(run)
@@ -90,8 +83,8 @@ class LifespanRouter(APIRouter):
         """The run that a lifespan state tells of; without one, the latest in this event loop."""
         loop = current_loop()
         named: Run | None = state.get(SCOPE_KEY) if state else None
-        for run in reversed(self.lifespan_runs) if named is None else (named,):
-            if run.loop is loop:
+        for run in reversed(self.lifespan_runs):
+            if run.loop is loop and (named is None or named is run):
                 return run
         return None
 
@@ -109,7 +102,7 @@ class Lifespan:
         router = self.router
         if router.lifespan_context is not self:
             # Somebody wrapped it and assigned the wrapper: the run is under way already.
-            async with self._user_lifespans(app, router.find_run()) as state:
+            async with self._user_lifespans(app, _entering.get(None)) as state:
                 yield state
             return
 
@@ -141,11 +134,14 @@ class Lifespan:
         """Enter the application's lifespan function, then those of included routers."""
         state: Mapping[str, Any] | None = None
         async with AsyncExitStack() as stack:
-            for part in self._functions():
-                context = await _call_lifespan(part, app, run)
-                found = await stack.enter_async_context(context)
-                if found is not None:
-                    state = {**found, **(state or {})}
+            token = _entering.set(run)
+            try:
+                for part in self._functions():
+                    found = await _enter_lifespan(part, app, run, stack)
+                    if found is not None:
+                        state = {**found, **(state or {})}
+            finally:
+                _entering.reset(token)
             yield state
 
     def _functions(self) -> list[Any]:
@@ -155,7 +151,9 @@ class Lifespan:
         included = [hooked_router(part) for part in self.parts]
         hooks: list[Callable[..., Any]] = []
         for router in (self.router, *included):
-            hooks += [hook for hook in getattr(router, kind, ()) if hook not in hooks]
+            for hook in getattr(router, kind, ()):
+                if hook not in hooks:
+                    hooks.append(hook)
         return hooks
 
     def _sources(self) -> Iterator[Route | Function]:
@@ -166,6 +164,11 @@ class Lifespan:
                 yield Function(hook, app)
         for function in self._functions():
             yield Function(function, app, passed=1)
+
+
+# The run whose lifespan functions are being entered: one of them may be a wrapper around what
+# was the application's lifespan before.
+_entering: ContextVar[Run | None] = ContextVar("fastapi_lifespan_deps_entering")
 
 
 class Pin:
@@ -202,7 +205,7 @@ class _NoState(dict[str, Any]):
     """The lifespan state where the server has none: takes our entry only, as if there were none."""
 
     def update(self, state: Mapping[str, Any]) -> None:  # type: ignore[override]  # its one caller
-        if state.keys() - {SCOPE_KEY}:
+        if state.keys() != {SCOPE_KEY}:
             raise RuntimeError('The server does not support "state" in the lifespan scope.')
 
 
@@ -231,26 +234,21 @@ async def _call_hook(hook: Callable[..., Any], run: Run) -> None:
     values = run.current[Function(hook, run.app).site]
     # As in FastAPI, a synchronous hook runs in the event loop.
     result = hook(**values)
-    if iscoroutinefunction(underlying(hook)):
+    if inspect.iscoroutine(result):
         await result
 
 
-async def _call_lifespan(
-    function: Callable[..., Any], app: Any, run: Run | None
-) -> AbstractAsyncContextManager[Any]:
-    """Call a lifespan function with the application and the values that it declares."""
+async def _enter_lifespan(
+    function: Callable[..., Any], app: Any, run: Run | None, stack: AsyncExitStack
+) -> Any:
+    """Enter a lifespan function, given the application and the values that it declares."""
     source = Function(function, run and run.app, passed=1)
     if run is None or not source.site.parameters:
-        return function(app)  # type: ignore[no-any-return]
+        return await stack.enter_async_context(function(app))
     await run.start([source])  # collected already, unless somebody has wrapped the lifespan
-    values = run.current[source.site]
+    values = stack.enter_context(run.holding(source.site))
     generator = inspect.unwrap(function)
     if inspect.isgeneratorfunction(generator):  # FastAPI's wrapper takes the application alone
-        return _lifted(contextlib.contextmanager(generator)(app, **values))
-    return function(app, **values)  # type: ignore[no-any-return]
-
-
-@asynccontextmanager
-async def _lifted(context: AbstractContextManager[Any]) -> AsyncIterator[Any]:
-    with context as value:
-        yield value
+        context = contextlib.contextmanager(generator)(app, **values)
+        return stack.enter_context(context)
+    return await stack.enter_async_context(function(app, **values))

@@ -588,6 +588,36 @@ def test_a_request_dependency_is_still_called_once_per_request(overrides: bool) 
     assert len(calls) == 4  # two runs of two requests
 
 
+@pytest.mark.parametrize("annotation", [str, Any])
+def test_applications_that_share_nested_dependencies_keep_their_own_values(
+    annotation: Any, overrides: bool
+) -> None:
+    """Equal `Annotated[...]` are one object in Python, and what was bound equals the original."""
+
+    def get_inner(value: Value, own: Own) -> str:
+        return f"{value}, {own}"
+
+    def get_outer(
+        inner: Annotated[annotation, Depends(get_inner)],  # pyright: ignore[reportInvalidTypeForm]
+    ) -> str:
+        return str(inner)
+
+    def read(answer: Annotated[str, Depends(get_outer)]) -> str:
+        return answer
+
+    apps = [LifespanFastAPI(), LifespanFastAPI()]
+    for app in apps:
+        app.add_api_route("/", read)
+        if overrides:
+            app.dependency_overrides[get_unrelated] = lambda: None
+    with TestClient(apps[0]) as one, TestClient(apps[1]) as two:
+        assert one.get("/").json() == "value 1, value 2"
+        assert two.get("/").json() == "value 3, value 4"
+        apps[1].dependency_overrides[get_value] = lambda: "fake"
+        assert one.get("/").json() == "value 1, value 2"
+        assert two.get("/").json() == "fake, fake"
+
+
 def test_use_cache_false_of_a_request_dependency_calls_it_each_time() -> None:
     calls: list[str] = []
 
