@@ -6,7 +6,7 @@ import inspect
 import operator
 import threading
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import params
 from fastapi.dependencies.models import Dependant
@@ -74,7 +74,7 @@ class BoundCall:
         signature = typed_signature(call)
         injected = {name for name, _ in site.parameters}
         kept = [
-            _redirected(parameter, below[name]) if name in below else parameter
+            _redirected(parameter, below.get(name))
             for name, parameter in signature.parameters.items()
             if name not in injected
         ]
@@ -87,8 +87,8 @@ class BoundCall:
             if name != self.connection_parameter:
                 self.connection_parameter = name
                 kind = inspect.Parameter.KEYWORD_ONLY
-                connection = inspect.Parameter(name, kind, annotation=HTTPConnection)
-                kept.insert(len(kept) - any(p.kind is p.VAR_KEYWORD for p in kept), connection)
+                kept.append(inspect.Parameter(name, kind, annotation=HTTPConnection))
+        kept.sort(key=operator.attrgetter("kind"))
         self.__signature__ = signature.replace(parameters=kept)
         # Up to 0.123.4 FastAPI looks here, not at `__wrapped__`, for what kind of callable it is.
         self.__dict__["__call__"] = functools.partial(underlying(call))
@@ -126,14 +126,21 @@ def _site(dependant: Dependant, domain: Domain, keys: Mapping[int, Key]) -> Site
     return Site(domain, tuple((children[index].name, key) for index, key in keys.items()))
 
 
-def _redirected(parameter: inspect.Parameter, call: BoundCall) -> inspect.Parameter:
-    """A parameter that declares a dependency, declaring the bound one."""
+def _redirected(parameter: inspect.Parameter, call: BoundCall | None) -> inspect.Parameter:
+    """A parameter for FastAPI, which passes all by name; it declares `call` if there is one."""
+    if (
+        parameter.kind is not parameter.VAR_POSITIONAL
+        and parameter.kind is not parameter.VAR_KEYWORD
+    ):
+        parameter = parameter.replace(kind=parameter.KEYWORD_ONLY)
+    if call is None:
+        return parameter
     depends = Parameter.of(parameter).marker
     assert isinstance(depends, params.Depends)
+    # Not in an `Annotated`: Python takes equal ones for the same, and another application may
+    # have bound the same dependency.
     depends = dataclasses.replace(depends, dependency=call)
-    if parameter.default is not inspect.Parameter.empty:
-        return parameter.replace(default=depends)
-    return parameter.replace(annotation=Annotated[Any, depends])
+    return parameter.replace(default=depends, annotation=Any)
 
 
 def _injecting(

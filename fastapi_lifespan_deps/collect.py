@@ -11,11 +11,10 @@ from starlette.applications import Starlette
 from starlette.routing import Host, Mount, Router
 
 from ._compat import effective_routes, is_frontend
-from .exceptions import InvalidLifespanDependency, Step, name_of
+from .exceptions import Step
 from .params import (
     NOTE,
     Key,
-    LifespanDepends,
     Marker,
     Place,
     has_lifespan_scope,
@@ -150,6 +149,8 @@ def _declared_by(
     """What a request-scoped override needs, of which FastAPI builds the dependant per request."""
     if hasattr(call, "__lifespan_container__"):
         yield Declaration(domain, None, path)
+    if not callable(call):
+        return  # FastAPI tells the requests that need it
     for parameter in parameters(call):
         if not isinstance(parameter.marker, params.Depends):
             continue
@@ -157,15 +158,10 @@ def _declared_by(
         if marker is not None:
             step = Step(parameter.name, marker.provider, NOTE)
             place = Place(_owner(call), parameter.name)
-            error = None
-            if not isinstance(parameter.marker, LifespanDepends):
-                error = InvalidLifespanDependency(
-                    marker.provider,
-                    f"is declared by FastAPI's own `Depends` in `{name_of(call)}`, which overrides "
-                    "a dependency: FastAPI will call it for every request",
-                    "Use `fastapi_lifespan_deps.Depends` there.",
-                )
-            yield Declaration(domain, marker.key(place), (*path, step), error)
+            yield Declaration(domain, marker.key(place), (*path, step))
+            # FastAPI will read this signature for each request, and would call the provider of
+            # a declaration of its own: let it find the marker.
+            object.__setattr__(parameter.marker, "dependency", marker)
             continue
         dependency = parameter.marker.dependency or parameter.annotation
         dependency = overrides.get(dependency, dependency)

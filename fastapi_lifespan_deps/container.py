@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import anyio
 from starlette.requests import HTTPConnection
+from starlette.types import Scope
 from typing_extensions import TypeVar
 
 from .binding import bind
@@ -41,7 +42,7 @@ class Run:
         self.app = app
         self.loop = current_loop()
         self.is_serving = False
-        self.current = Generation(app, Plan({}), {}, {})
+        self.current = Generation(self, Plan({}), {}, {})
         self._collect = collect
         self._sources: list[Route | Function] = []
         self._others: list[Function] = []
@@ -50,6 +51,7 @@ class Run:
         self._instances: dict[Node, Instance] = {}  # in start order
         self._originals = Plan({})  # in force without overrides: kept to the end
         self._next = Plan({})  # while it is being started
+        self._failures: dict[Node, BaseException] = {}
         self._is_stale = False  # an update was cut short
         self.retired: list[Generation] = []  # not current, still used by requests
         self._lock = anyio.Lock()
@@ -85,6 +87,10 @@ class Run:
                 return True
         return False
 
+    def covers(self, router: Any) -> bool:
+        """Whether the routes of an application's router belong to this run."""
+        return router.dependency_overrides_provider in self.current.plan.overrides
+
     def drain(self) -> None:
         """Stop the instances that nothing can use any more."""
         wanted = {*self._originals.nodes, *self._next.nodes, *self.current.plan.nodes}
@@ -100,6 +106,12 @@ class Run:
         if gone:
             self._supervisor.retire(gone)
 
+    def release(self, pinned: Scope | Site) -> None:
+        """Note that a request, or a site that kept its values, is over."""
+        for generation in (self.current, *self.retired):
+            generation.requests.pop(id(pinned), None)
+        self.drain()
+
     @contextmanager
     def holding(self, site: Site) -> Iterator[dict[str, Any]]:
         """Give the values of a site that keeps them, as a lifespan function does."""
@@ -108,8 +120,7 @@ class Run:
         try:
             yield generation[site]
         finally:
-            del generation.requests[id(site)]
-            self.drain()
+            self.release(site)
 
     async def close(self) -> None:
         """Stop everything, in reverse; then raise what went wrong on the way."""
@@ -136,9 +147,10 @@ class Run:
             for source in self._sources:
                 if isinstance(source, Route):
                     bind(source)
-            failures = await self._start(plan, strict)
+            self._failures = {}
+            await self._start(plan, strict)
             self.retired.append(self.current)
-            self.current = Generation(self.app, plan, self._instances, failures)
+            self.current = Generation(self, plan, self._instances, self._failures)
             self._is_stale = False
             self.drain()
 
@@ -154,12 +166,11 @@ class Run:
         )
         return self._planner.plan(declarations, overrides)
 
-    async def _start(self, plan: Plan, strict: bool) -> dict[Node, BaseException]:
-        failures: dict[Node, BaseException] = {}
+    async def _start(self, plan: Plan, strict: bool) -> None:
         for node in plan.nodes:
-            broken = [failures[child] for child in node.dependencies if child in failures]
+            broken = [child for child in node.dependencies if child in self._failures]
             if broken:
-                failures[node] = broken[0]
+                self._failures[node] = self._failures[broken[0]]
             elif node not in self._instances:
                 try:
                     await self._start_node(node)
@@ -167,8 +178,8 @@ class Run:
                     if strict:
                         raise
                     logger.error("`%s` failed to start", name_of(node.provider), exc_info=error)
-                    failures[node] = error
-        return failures
+                    # in no name here: the error's traceback leads here, and would never be freed
+                    self._failures[node] = error
 
     async def _start_node(self, node: Node) -> None:
         dependencies = [self._instances[child] for child in node.dependencies]

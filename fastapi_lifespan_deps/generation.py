@@ -1,9 +1,12 @@
 """A generation: one consistent set of live values, and the requests that are pinned to it."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import Scope
+
+if TYPE_CHECKING:
+    from .container import Run
 
 from ._compat import matched_dependant
 from .collect import Site, declared
@@ -22,12 +25,12 @@ class Generation(dict[Site, dict[str, Any]]):
 
     def __init__(
         self,
-        app: Any,
+        run: "Run",
         plan: Plan,
         instances: dict[Node, Instance],
         failures: dict[Node, BaseException],
     ) -> None:
-        self.app = app
+        self.run = run
         self.plan = plan
         self.instances = {node: instances[node] for node in plan.nodes if node in instances}
         self.failures = failures
@@ -62,10 +65,20 @@ class Generation(dict[Site, dict[str, Any]]):
             )
         return instance.value
 
-    def marked_value(self, marker: Marker, app: Any) -> Any:
+    async def marked_value(self, marker: Marker, scope: Scope) -> Any:
         """The value for a marker that FastAPI calls itself, where the route was not bound."""
+        # In an override FastAPI does so: the one that is there when it gets to it, not the one
+        # that was there when the request arrived.
+        if self.run.overrides_changed():
+            await self.run.apply_overrides()
+        newest = self.run.current
+        if newest.plan.overrides != self.plan.overrides:
+            newest.requests[id(scope)] = scope
+        else:
+            newest = self
         if marker.use_cache or marker.place:
-            return self.value(self.domain(app), Key(marker.provider, marker.place))
+            key = Key(marker.provider, marker.place)
+            return newest.value(newest.domain(scope.get("app")), key)
         raise UninitializedLifespanDependency(
             marker.provider,
             "it has use_cache=False, and its place is not known here: the route, or another one "
@@ -76,7 +89,7 @@ class Generation(dict[Site, dict[str, Any]]):
 
     def domain(self, app: Any) -> Domain:
         """Whose overrides apply to a request that reached `app`, the innermost application."""
-        return app if app in self.plan.overrides else self.app
+        return app if app in self.plan.overrides else self.run.app
 
     def held(self) -> set[Node]:
         """The nodes that the pinned requests can reach."""

@@ -158,17 +158,19 @@ class Supervisor:
             instance.give_up_start()
             with suppress(get_cancelled_exc_class()):
                 await finished(instance.settled)
-        failure = instance.error
         if not instance.started and instance in self._instances:
             self._instances.remove(instance)
         if cancelled is not None:
-            if isinstance(failure, Exception):
-                together(cancelled, [failure])
+            if isinstance(instance.error, Exception):
+                together(cancelled, [instance.error])
             raise cancelled
         if not instance.started:
-            raise failure or RuntimeError(
-                f"`{name_of(provider)}` was stopped while it was starting"
-            )
+            failure = instance.error or RuntimeError(f"`{name_of(provider)}` was stopped early")
+            instance.error = None
+            try:
+                raise failure
+            finally:
+                del failure  # the traceback leads here: they would keep each other, and values
 
     def retire(self, instances: list[Instance]) -> None:
         """Stop some instances in the background, in reverse; errors are raised at the end."""

@@ -29,6 +29,9 @@ from .signature import Parameter, parameters, underlying
 # container in the lifespan state.
 SCOPE_KEY = "fastapi_lifespan_deps"
 
+# Where a request that could not be pinned finds the router that it came through.
+ROUTER_KEY = "fastapi_lifespan_deps_router"
+
 NOTE = 'scope="lifespan"'
 
 
@@ -167,7 +170,7 @@ class Marker:
         generation = connection.scope.get(SCOPE_KEY)
         if generation is None:
             raise not_running(self.provider, connection)
-        return generation.marked_value(self, connection.scope.get("app"))
+        return await generation.marked_value(self, connection.scope)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +249,8 @@ def not_running(
 ) -> UninitializedLifespanDependency:
     """Say why a request was pinned to no generation."""
     app = connection.scope.get("app")
-    router = getattr(app, "router", None)
+    # the router of an enclosing application, if the request came through one that is running
+    router = connection.scope.get(ROUTER_KEY) or getattr(app, "router", None)
     runs = getattr(router, "lifespan_runs", None)
     if router is None or runs is None:
         problem = (

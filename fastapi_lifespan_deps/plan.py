@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 from .exceptions import LifespanDependencyError, Step
 from .params import NOTE, Key, Place, check_callable, check_cycle, name_step, requirements
@@ -19,10 +20,9 @@ class Declaration:
     domain: Domain
     key: Key | None  # None: the container, and with it any value
     path: tuple[Step, ...]
-    error: LifespanDependencyError | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class Node:
     """One instance to start: a provider and the nodes that it takes (None: the application).
 
@@ -56,13 +56,11 @@ class Planner:
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Any, ...], Node] = {}
+        self._known: WeakValueDictionary[tuple[Any, ...], Node] = WeakValueDictionary()
 
     def plan(self, declarations: Iterable[Declaration], overrides: dict[Domain, Overrides]) -> Plan:
         plan = Plan(overrides)
         for declaration in declarations:
-            if declaration.error is not None:
-                plan.errors.append(declaration.error)
             if declaration.key is None:
                 continue
             target = declaration.domain, declaration.key

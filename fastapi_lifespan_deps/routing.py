@@ -15,8 +15,9 @@ from ._compat import hooked_router, lifespan_parts
 from .collect import Function, Route, collect_routes
 from .container import Run
 from .exceptions import together
+from .generation import Generation
 from .instance import current_loop
-from .params import SCOPE_KEY
+from .params import ROUTER_KEY, SCOPE_KEY
 
 
 class LifespanRouter(APIRouter):
@@ -63,7 +64,8 @@ class LifespanRouter(APIRouter):
         """Let requests find the run."""
         self.lifespan_runs.append(run)
         try:
-            self.pin(run)
+            if run.app.middleware_stack is not None:  # else a lifespan may still add middleware
+                self.pin(run)
             yield
         finally:
             self.lifespan_runs.remove(run)
@@ -83,6 +85,8 @@ class LifespanRouter(APIRouter):
         """The run that a lifespan state tells of; without one, the latest in this event loop."""
         loop = current_loop()
         named: Run | None = state.get(SCOPE_KEY) if state else None
+        if named is not None and named.app is not self.dependency_overrides_provider:
+            named = None  # of an application that passed the request on by itself
         for run in reversed(self.lifespan_runs):
             if run.loop is loop and (named is None or named is run):
                 return run
@@ -182,11 +186,12 @@ class Pin:
         self.router = router
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # a lifespan, or a request that came here through an application that has pinned it
-        if scope["type"] == "lifespan" or SCOPE_KEY in scope:
+        outer: Generation | None = scope.get(SCOPE_KEY)
+        if scope["type"] == "lifespan" or (outer is not None and outer.run.covers(self.router)):
             return await self.app(scope, receive, send)
         run = self.router.find_run(scope.get("state"))
         if run is None:  # what needs a value says why there is none
+            scope[ROUTER_KEY] = self.router
             return await self.app(scope, receive, send)
         if run.overrides_changed():
             await run.apply_overrides()
@@ -196,9 +201,11 @@ class Pin:
         try:
             await self.app(scope, receive, send)
         finally:
+            if outer is not None:  # of an application that passed the request on by itself
+                scope[SCOPE_KEY] = outer
             del generation.requests[id(scope)]
             if run.retired:
-                run.drain()
+                run.release(scope)
 
 
 class _NoState(dict[str, Any]):
