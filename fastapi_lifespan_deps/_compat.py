@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import routing
 from fastapi.dependencies.models import Dependant
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 
 def effective_routes(router: Any) -> Iterator[Any]:
@@ -20,7 +20,7 @@ def effective_routes(router: Any) -> Iterator[Any]:
     """
     # fastapi.routing.iter_route_contexts: 0.137.2 and later; before, including copied the routes
     contexts = getattr(routing, "iter_route_contexts", None)
-    if contexts is None:  # pragma: no cover - FastAPI up to 0.136.3
+    if contexts is None:  # pragma: no cover - FastAPI 0.136.3 and before
         yield from router.routes
         return
     for context in contexts(router.routes):
@@ -50,9 +50,12 @@ def matched_dependant(scope: Any) -> Dependant | None:
     if context is not None and context.original_route is route:
         return context.dependant  # type: ignore[no-any-return]
     endpoint = scope.get("endpoint")
-    if route is None and (inspect.isroutine(endpoint) or inspect.isclass(endpoint)):
-        return Dependant()  # a route of Starlette's
-    return getattr(route, "dependant", None)
+    dependant: Dependant | None = getattr(route, "dependant", None)
+    if isinstance(route, Route | WebSocketRoute) or (
+        route is None and (inspect.isroutine(endpoint) or inspect.isclass(endpoint))
+    ):
+        return dependant or Dependant()  # a route of Starlette's solves nothing
+    return dependant
 
 
 def keep_endpoint_context(bound: Callable[..., Any], call: Callable[..., Any]) -> None:
@@ -61,7 +64,7 @@ def keep_endpoint_context(bound: Callable[..., Any], call: Callable[..., Any]) -
     # The latter reads source files: too slow for thousands of functions, and not needed there.
     cache = getattr(routing, "_endpoint_context_cache", None)
     code = getattr(call, "__code__", None)
-    if cache is None:  # pragma: no cover - FastAPI up to 0.123.8
+    if cache is None:  # pragma: no cover - FastAPI 0.123.8 and before
         return
     if inspect.isclass(call):
         cache[id(bound)] = routing._extract_endpoint_context(call)

@@ -104,9 +104,9 @@ def declared(
             yield Declaration(domain, keys[index], (*path, step))
             continue
         call = overrides.get(child.call, child.call) if overrides and child.call else child.call
-        if call is child.call:
+        if call is None or call is child.call:
             yield from declared(child, domain, overrides, (*path, Step(label, call)))
-        elif call is not None:
+        else:
             yield from _declared_by(call, domain, overrides, (*path, Step(label, call)))
 
 

@@ -94,12 +94,10 @@ class Run:
     def drain(self) -> None:
         """Stop the instances that nothing can use any more."""
         wanted = {*self._originals.nodes, *self._next.nodes, *self.current.plan.nodes}
-        for generation in list(self.retired):
-            if generation.requests:
-                wanted |= generation.held()
-            else:
-                generation.clear()
-                self.retired.remove(generation)
+        for generation in self.retired:
+            wanted |= generation.held()
+        # not by `remove`: generations are dicts, and equal ones are not the same
+        self.retired = [generation for generation in self.retired if generation.requests]
         gone = [instance for node, instance in self._instances.items() if node not in wanted]
         for instance in gone:
             del self._instances[instance.node]

@@ -67,18 +67,17 @@ class Generation(dict[Site, dict[str, Any]]):
 
     async def marked_value(self, marker: Marker, scope: Scope) -> Any:
         """The value for a marker that FastAPI calls itself, where the route was not bound."""
-        # In an override FastAPI does so: the one that is there when it gets to it, not the one
-        # that was there when the request arrived.
-        if self.run.overrides_changed():
-            await self.run.apply_overrides()
-        newest = self.run.current
-        if newest.plan.overrides != self.plan.overrides:
-            newest.requests[id(scope)] = scope
-        else:
-            newest = self
         if marker.use_cache or marker.place:
             key = Key(marker.provider, marker.place)
-            return newest.value(newest.domain(scope.get("app")), key)
+            generation = self
+            if (self.domain(scope.get("app")), key) not in self.plan.resolved:
+                # FastAPI takes the override that is there when it gets to it. If that was set
+                # after the request arrived, the request is pinned to its values as well.
+                if self.run.overrides_changed():
+                    await self.run.apply_overrides()
+                generation = self.run.current
+                generation.requests[id(scope)] = scope
+            return generation.value(generation.domain(scope.get("app")), key)
         raise UninitializedLifespanDependency(
             marker.provider,
             "it has use_cache=False, and its place is not known here: the route, or another one "

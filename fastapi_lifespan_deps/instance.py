@@ -83,6 +83,8 @@ class Instance:
                         self.value = None
         except BaseException as error:
             self.error = error
+        finally:
+            self.end()
 
     async def _until_stopped(self) -> None:
         try:
@@ -98,6 +100,8 @@ class Instance:
 
     def end(self) -> None:
         """Note that the task is over. It may have been cancelled before it began."""
+        if self.ended.is_set():
+            return
         self.settled.set()
         self.ended.set()
         if self.casualty is self:

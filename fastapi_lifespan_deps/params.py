@@ -269,11 +269,14 @@ def not_running(
         problem = "the application was started in another event loop, and its values belong there"
         advice = "Send requests in the event loop, and so in the thread, that runs the lifespan."
     elif run.is_empty:
-        problem = 'nothing in the application had scope="lifespan" when it started'
+        problem = 'nothing had scope="lifespan" when the application started'
         advice = "Declare it in a route, or set the override that needs it before the start."
-    else:
+    elif run.is_serving:
         problem = "the run that the request belongs to has ended"
         advice = "Another run of the application is alive: send requests with its lifespan state."
+    else:
+        problem = "the application is still starting, and has built its middleware already"
+        advice = "Send requests after the startup."
     return UninitializedLifespanDependency(provider, problem, advice)
 
 

@@ -381,6 +381,40 @@ async def test_generations_that_overlap_end_in_any_order() -> None:
     assert answers == ["two two", "one one", "three three"]
 
 
+async def test_a_request_keeps_its_generation_when_one_ends_that_looks_the_same() -> None:
+    """Nothing was asked of either generation yet."""
+    watched = Watched()
+    first, second = Gate(), Gate()
+    answers: list[str] = []
+
+    @watched.app.get("/first", dependencies=[Depends(first.wait)])
+    async def read_first(model: Model) -> str:
+        return str(model)
+
+    @watched.app.get("/second")
+    async def read_second() -> None:
+        await second.wait()
+
+    async def send(client: httpx.AsyncClient) -> None:
+        answers.append((await client.get("/first")).json())
+
+    async with running(watched.app) as client, anyio.create_task_group() as tasks:
+        watched.switch("one")
+        tasks.start_soon(send, client)
+        await first.hold()
+        watched.switch("two")
+        tasks.start_soon(client.get, "/second")
+        await second.hold()
+        watched.switch("three")
+        assert (await client.get("/current")).json() == "three"
+        second.open()
+        await settle()
+        assert (await client.get("/current")).json() == "three"
+        await settle()
+        first.open()
+    assert answers == ["one"]
+
+
 async def test_a_fake_that_is_in_force_again_is_the_one_that_a_request_still_uses() -> None:
     watched = Watched()
     seen: list[Thing] = []

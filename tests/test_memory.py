@@ -42,6 +42,13 @@ class Followed:
     def alive(self) -> int:
         return sum(model() is not None for model in self.models)
 
+    async def fall_to(self, number: int) -> None:
+        """Wait until so many are left: the last one may have to wait for a worker thread."""
+        with anyio.fail_after(10):
+            while self.alive > number:
+                await anyio.to_thread.run_sync(int)
+        assert self.alive == number
+
 
 @pytest.fixture(autouse=True)
 def no_garbage_collector() -> Iterator[None]:
@@ -78,13 +85,6 @@ def async_generator(followed: Followed) -> Callable[..., Any]:
 
 
 KINDS = pytest.mark.parametrize("kind", [plain, coroutine, generator, async_generator])
-
-
-async def at_rest() -> None:
-    """Wait for the background, and for worker threads to forget what they did last."""
-    await settle()
-    await anyio.to_thread.run_sync(int)
-    await settle()
 
 
 class Example:
@@ -130,8 +130,8 @@ async def test_after_shutdown(kind: Callable[[Followed], Callable[..., Any]]) ->
             for _ in range(3):
                 assert (await client.get("/")).json() is True
             assert example.followed.alive == 2
-        await at_rest()
-        assert example.followed.alive == 0
+        await settle()
+        await example.followed.fall_to(0)
 
 
 @KINDS
@@ -147,10 +147,10 @@ async def test_after_a_fake_and_its_dependents_were_dropped(
             assert example.followed.alive == 4
             example.overrides.clear()
             assert (await client.get("/")).json() is True
-            await at_rest()
-            assert example.followed.alive == 2
-    await at_rest()
-    assert example.followed.alive == 0
+            await settle()
+            await example.followed.fall_to(2)
+    await settle()
+    await example.followed.fall_to(0)
 
 
 async def test_what_only_a_dropped_fake_refers_to() -> None:
@@ -164,12 +164,12 @@ async def test_what_only_a_dropped_fake_refers_to() -> None:
         for _ in range(10):
             example.overrides[example.get_model] = giving(example.followed.make())
             assert (await client.get("/")).json() is True
-            await at_rest()
-            assert example.followed.alive == 4
+            await settle()
+            await example.followed.fall_to(4)
         example.overrides.clear()
         await client.get("/")
-        await at_rest()
-        assert example.followed.alive == 2
+        await settle()
+        await example.followed.fall_to(2)
 
 
 async def test_after_an_override_of_a_request_scoped_dependency_was_dropped() -> None:
@@ -191,8 +191,8 @@ async def test_after_an_override_of_a_request_scoped_dependency_was_dropped() ->
             assert example.followed.alive == 3
             example.overrides.clear()
             await client.get("/session")
-            await at_rest()
-            assert example.followed.alive == 2
+            await settle()
+            await example.followed.fall_to(2)
 
 
 async def test_switches_leave_no_objects_behind() -> None:
@@ -204,7 +204,7 @@ async def test_switches_leave_no_objects_behind() -> None:
             assert (await client.get("/")).json() is True
             example.overrides.clear()
             assert (await client.get("/")).json() is True
-        await at_rest()
+        await settle()
         example.followed.models.clear()
         gc.collect()
 
@@ -230,12 +230,12 @@ async def test_after_requests_that_failed() -> None:
         assert (await client.get("/fails")).status_code == 500
         example.overrides.clear()
         assert (await client.get("/")).json() is True
-        await at_rest()
+        await settle()
         gc.collect()  # FastAPI and Starlette leave cycles behind for a failed request
-        assert example.followed.alive == 2
-    await at_rest()
+        await example.followed.fall_to(2)
+    await settle()
     gc.collect()
-    assert example.followed.alive == 0
+    await example.followed.fall_to(0)
 
 
 async def test_after_a_fake_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,10 +254,10 @@ async def test_after_a_fake_that_failed(monkeypatch: pytest.MonkeyPatch) -> None
         await client.get("/other")
         example.overrides.clear()
         assert (await client.get("/")).json() is True
-        await at_rest()
-        assert example.followed.alive == 2
-    await at_rest()
-    assert example.followed.alive == 0
+        await settle()
+        await example.followed.fall_to(2)
+    await settle()
+    await example.followed.fall_to(0)
 
 
 async def test_after_a_startup_that_failed() -> None:
@@ -277,10 +277,10 @@ async def test_after_a_startup_that_failed() -> None:
             pass
 
     await start()
-    await at_rest()
+    await settle()
     gc.collect()  # frames of contextlib and asyncio refer to the exception that they raise
     assert len(example.followed.models) == 2
-    assert example.followed.alive == 0
+    await example.followed.fall_to(0)
 
 
 async def test_after_a_stop_that_failed() -> None:
@@ -303,10 +303,10 @@ async def test_after_a_stop_that_failed() -> None:
             pass
 
     await run()
-    await at_rest()
+    await settle()
     gc.collect()  # frames of contextlib and asyncio refer to the exception that they raise
     assert len(example.followed.models) == 2
-    assert example.followed.alive == 0
+    await example.followed.fall_to(0)
 
 
 async def test_a_request_that_was_refused_holds_nothing() -> None:
@@ -325,6 +325,6 @@ async def test_a_request_that_was_refused_holds_nothing() -> None:
             del caught
         example.overrides.clear()
         await client.get("/")
-    await at_rest()
+    await settle()
     assert len(kept) == 3
-    assert example.followed.alive == 0
+    await example.followed.fall_to(0)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import anyio
 import anyio.from_thread
 import anyio.lowlevel
+import anyio.to_thread
 import fastapi
 import httpx
 import pytest
@@ -510,7 +511,7 @@ async def test_overrides_of_a_mounted_application_while_running(kind: type[FastA
 async def test_a_request_that_is_cancelled_while_its_override_starts(in_thread: bool) -> None:
     """What it had started is not lost, and never started a second time beside the first."""
     service = Service()
-    gate, release = Gate(), threading.Event()
+    gate, release, left = Gate(), threading.Event(), threading.Event()
     living: list[str] = []
 
     async def slow() -> AsyncIterator[Thing]:
@@ -519,6 +520,7 @@ async def test_a_request_that_is_cancelled_while_its_override_starts(in_thread: 
         assert living == ["fake"]
         yield Thing("fake")
         living.remove("fake")
+        left.set()
 
     def slow_in_thread() -> Iterator[Thing]:
         anyio.from_thread.run_sync(gate.reached.set)
@@ -527,6 +529,7 @@ async def test_a_request_that_is_cancelled_while_its_override_starts(in_thread: 
         assert living == ["fake"]
         yield Thing("fake")
         living.remove("fake")
+        left.set()
 
     async with running(service.app) as client:
         service.overrides[service.get_db] = slow_in_thread if in_thread else slow
@@ -539,6 +542,7 @@ async def test_a_request_that_is_cancelled_while_its_override_starts(in_thread: 
         assert (await client.get("/user")).json() == "user(fake) session(fake)"
         assert living == ["fake"]
         await service.started(service.overrides.clear)
+        assert await anyio.to_thread.run_sync(left.wait, 30)
         assert living == []
 
 
