@@ -20,6 +20,7 @@ from .params import (
     has_lifespan_scope,
     lifespan_marker,
     name_step,
+    requirements,
 )
 from .plan import Declaration, Domain, Overrides
 from .signature import parameters
@@ -73,6 +74,8 @@ class Function:
 
     def declarations(self, overrides: Overrides) -> Iterator[Declaration]:
         top = Step(name_step(self.function), self.function, "runs with the lifespan")
+        if self.site.parameters:  # else it is called as FastAPI calls it
+            requirements(self.function, (top,), self.passed)
         for name, key in self.site.parameters:
             yield Declaration(self.domain, key, (top, Step(name or "", key.provider, NOTE)))
 

@@ -174,7 +174,9 @@ class Supervisor:
             try:
                 raise failure
             finally:
-                del failure  # the traceback leads here: they would keep each other, and values
+                # The traceback leads to these frames: they would keep each other, and with them
+                # the values that they know of, until the garbage collector comes.
+                del failure
 
     def retire(self, instances: list[Instance]) -> None:
         """Stop some instances in the background, in reverse; errors are raised at the end."""
@@ -191,8 +193,12 @@ class Supervisor:
             except get_cancelled_exc_class() as error:
                 cancelled = error
         failure = together(cancelled, self._errors)
+        self._errors = []
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure, cancelled  # see `start`
 
     async def _supervise(self) -> None:
         try:
@@ -270,23 +276,30 @@ async def _in_thread(threads: CapacityLimiter, call: Callable[..., Any], *argume
     """
     outcome: Future[Any] = Future()
     done = Event()
-
-    def work() -> None:
-        outcome.set_running_or_notify_cancel()
-        try:
-            outcome.set_result(call(*arguments))
-        except BaseException as error:
-            outcome.set_exception(error)
-        from_thread.run_sync(done.set)
-
     try:
-        await to_thread.run_sync(work, limiter=threads)
+        await to_thread.run_sync(_work, outcome, done, call, arguments, limiter=threads)
     except get_cancelled_exc_class():
         if not (outcome.running() or outcome.done()):
             raise
         with suppress(get_cancelled_exc_class()):
             await finished(done)
-    return outcome.result()
+    try:
+        return outcome.result()
+    finally:
+        del outcome  # see `Supervisor.start`
+
+
+def _work(
+    outcome: Future[Any], done: Event, call: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    outcome.set_running_or_notify_cancel()
+    try:
+        outcome.set_result(call(*arguments))
+    except BaseException as error:
+        outcome.set_exception(error)
+    finally:
+        del outcome
+        from_thread.run_sync(done.set)
 
 
 async def finished(event: Event) -> None:

@@ -202,15 +202,18 @@ def lifespan_marker(depends: params.Depends, annotation: Any) -> Marker | None:
     return Marker(dependency, depends.use_cache)
 
 
-def requirements(provider: Callable[..., Any], path: Sequence[Step] = ()) -> list[Requirement]:
-    """What a provider takes.
+def requirements(
+    provider: Callable[..., Any], path: Sequence[Step] = (), passed: int = 0
+) -> list[Requirement]:
+    """What a provider takes, after the arguments that its caller passes.
 
     Raises `DependencyScopeError` for a parameter that cannot be filled at startup; `path` leads
     from the route to the provider.
     """
     if _is_settings(provider):
         return []  # pydantic-settings fills its fields itself, whatever the signature says
-    found = (_requirement(provider, parameter, path) for parameter in parameters(provider))
+    taken = parameters(provider)[passed:]
+    found = (_requirement(provider, parameter, path) for parameter in taken)
     return [requirement for requirement in found if requirement is not None]
 
 

@@ -234,7 +234,10 @@ async def _leaving(
             errors.append(error)
     failure = together(failure, errors, is_serving=run.is_serving)
     if failure is not None:
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure, errors  # see `Supervisor.start`
 
 
 async def _call_hook(hook: Callable[..., Any], run: Run) -> None:
