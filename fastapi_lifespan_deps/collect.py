@@ -20,7 +20,7 @@ from .params import (
     has_lifespan_scope,
     lifespan_marker,
     name_step,
-    requirements,
+    requirement,
 )
 from .plan import Declaration, Domain, Overrides
 from .signature import parameters
@@ -75,7 +75,9 @@ class Function:
     def declarations(self, overrides: Overrides) -> Iterator[Declaration]:
         top = Step(name_step(self.function), self.function, "runs with the lifespan")
         if self.site.parameters:  # else it is called as FastAPI calls it
-            requirements(self.function, (top,), self.passed)
+            for parameter in parameters(self.function)[self.passed :]:
+                if not parameter.has_default:
+                    requirement(self.function, parameter, (top,))
         for name, key in self.site.parameters:
             yield Declaration(self.domain, key, (top, Step(name or "", key.provider, NOTE)))
 

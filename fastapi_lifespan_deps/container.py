@@ -190,9 +190,11 @@ class Run:
         }
         try:
             await self._supervisor.start(instance, arguments)
-        finally:
-            if instance.started:  # perhaps although the start was cancelled
+        except BaseException:
+            if instance.started:  # it got as far as that before it was cancelled
                 self._instances[node] = instance
+            raise
+        self._instances[node] = instance
 
     def _crashed(self, instance: Instance) -> None:
         logger.error(

@@ -2,8 +2,8 @@
 
 import asyncio
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
-from concurrent.futures import Future
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -274,32 +274,38 @@ async def _in_thread(threads: CapacityLimiter, call: Callable[..., Any], *argume
 
     No cancel scope cuts the waiting short, but asyncio does when the event loop ends.
     """
-    outcome: Future[Any] = Future()
-    done = Event()
+    outcome: list[tuple[Any, BaseException | None]] = []
+    began, done = threading.Event(), Event()
     try:
-        await to_thread.run_sync(_work, outcome, done, call, arguments, limiter=threads)
+        await to_thread.run_sync(
+            _work, began, outcome, done, partial(call, *arguments), limiter=threads
+        )
     except get_cancelled_exc_class():
-        if not (outcome.running() or outcome.done()):
+        if not began.is_set():
             raise
         with suppress(get_cancelled_exc_class()):
             await finished(done)
+    value, error = outcome.pop()
+    if error is None:
+        return value
     try:
-        return outcome.result()
+        raise error
     finally:
-        del outcome  # see `Supervisor.start`
+        del error  # see `Supervisor.start`
 
 
 def _work(
-    outcome: Future[Any], done: Event, call: Callable[..., Any], arguments: tuple[Any, ...]
+    began: threading.Event,
+    outcome: list[tuple[Any, BaseException | None]],
+    done: Event,
+    call: Callable[[], Any],
 ) -> None:
-    outcome.set_running_or_notify_cancel()
+    began.set()
     try:
-        outcome.set_result(call(*arguments))
+        outcome.append((call(), None))
     except BaseException as error:
-        outcome.set_exception(error)
-    finally:
-        del outcome
-        from_thread.run_sync(done.set)
+        outcome.append((None, error))
+    from_thread.run_sync(done.set)
 
 
 async def finished(event: Event) -> None:

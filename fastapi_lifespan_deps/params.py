@@ -202,19 +202,16 @@ def lifespan_marker(depends: params.Depends, annotation: Any) -> Marker | None:
     return Marker(dependency, depends.use_cache)
 
 
-def requirements(
-    provider: Callable[..., Any], path: Sequence[Step] = (), passed: int = 0
-) -> list[Requirement]:
-    """What a provider takes, after the arguments that its caller passes.
+def requirements(provider: Callable[..., Any], path: Sequence[Step] = ()) -> list[Requirement]:
+    """What a provider takes.
 
     Raises `DependencyScopeError` for a parameter that cannot be filled at startup; `path` leads
     from the route to the provider.
     """
     if _is_settings(provider):
         return []  # pydantic-settings fills its fields itself, whatever the signature says
-    taken = parameters(provider)[passed:]
-    found = (_requirement(provider, parameter, path) for parameter in taken)
-    return [requirement for requirement in found if requirement is not None]
+    found = (requirement(provider, parameter, path) for parameter in parameters(provider))
+    return [one for one in found if one is not None]
 
 
 def validate(provider: Callable[..., Any]) -> None:
@@ -225,11 +222,11 @@ def validate(provider: Callable[..., Any]) -> None:
 def _validate(
     provider: Callable[..., Any], path: list[Step], valid: set[Callable[..., Any]]
 ) -> None:
-    for requirement in requirements(provider, path):
-        if requirement.marker is not None and requirement.marker.provider not in valid:
-            branch = [*path, requirement.step]
+    for one in requirements(provider, path):
+        if one.marker is not None and one.marker.provider not in valid:
+            branch = [*path, one.step]
             check_cycle(branch)
-            _validate(requirement.marker.provider, branch, valid)
+            _validate(one.marker.provider, branch, valid)
     valid.add(provider)
 
 
@@ -283,9 +280,10 @@ def not_running(
     return UninitializedLifespanDependency(provider, problem, advice)
 
 
-def _requirement(
+def requirement(
     provider: Callable[..., Any], parameter: Parameter, path: Sequence[Step]
 ) -> Requirement | None:
+    """What a provider takes through one parameter; None if it is left to its default."""
     if isinstance(parameter.marker, params.Depends):
         marker = lifespan_marker(parameter.marker, parameter.annotation)
         if marker is not None:
