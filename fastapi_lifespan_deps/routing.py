@@ -105,8 +105,12 @@ class Lifespan:
         """Run the application, from startup to shutdown."""
         router = self.router
         if router.lifespan_context is not self:
-            # Somebody wrapped it and assigned the wrapper: the run is under way already.
-            async with self._user_lifespans(app, _entering.get(None)) as state:
+            # Somebody wrapped it and assigned the wrapper: a run is under way already, which
+            # could not know what is inside.
+            outer = _entering.get(None)
+            if outer is not None:
+                await outer.start(self._lifespan_sources(outer.app))
+            async with self._user_lifespans(app, outer) as state:
                 yield state
             return
 
@@ -166,6 +170,9 @@ class Lifespan:
         for kind in ("on_startup", "on_shutdown"):
             for hook in self._registered(kind):
                 yield Function(hook, app)
+        yield from self._lifespan_sources(app)
+
+    def _lifespan_sources(self, app: Any) -> Iterator[Function]:
         for function in self._functions():
             yield Function(function, app, passed=1)
 
@@ -255,7 +262,6 @@ async def _enter_lifespan(
     source = Function(function, run and run.app, passed=1)
     if run is None or not source.site.parameters:
         return await stack.enter_async_context(function(app))
-    await run.start([source])  # collected already, unless somebody has wrapped the lifespan
     values = stack.enter_context(run.holding(source.site))
     generator = inspect.unwrap(function)
     if inspect.isgeneratorfunction(generator):  # FastAPI's wrapper takes the application alone
