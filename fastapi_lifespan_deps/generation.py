@@ -106,16 +106,14 @@ class Generation(dict[Site, dict[str, Any]]):
         """What a request may still ask for; None: anything."""
         if isinstance(pinned, Site):
             yield from ((pinned.domain, key) for _, key in pinned.parameters)
-            return
-        dependant = matched_dependant(pinned)
-        if dependant is None:  # it has not got to its route
+        elif (dependant := matched_dependant(pinned)) is None:  # it has not got to its route
             yield None
-            return
-        domain = self.domain(pinned.get("app"))
-        overrides = self.plan.overrides.get(domain, {})
-        for declaration in declared(dependant, domain, overrides):
-            key = declaration.key
-            yield None if key is None else (declaration.domain, key)
+        else:
+            domain = self.domain(pinned.get("app"))
+            overrides = self.plan.overrides.get(domain, {})
+            for declaration in declared(dependant, domain, overrides):
+                key = declaration.key
+                yield None if key is None else (declaration.domain, key)
 
     def _failed(self, key: Key, problem: str) -> UninitializedLifespanDependency:
         return UninitializedLifespanDependency(

@@ -12,7 +12,13 @@ from fastapi.routing import APIRoute
 from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fastapi_lifespan_deps import Depends, LifespanContainer, LifespanFastAPI, get_container
+from fastapi_lifespan_deps import (
+    Depends,
+    LifespanContainer,
+    LifespanFastAPI,
+    UninitializedLifespanDependency,
+    get_container,
+)
 from tests.clients import Gate, Thing, listen, provider, running, settle
 
 pytestmark = pytest.mark.anyio
@@ -88,7 +94,10 @@ async def test_the_endpoint_and_all_its_dependencies_see_one_generation() -> Non
     assert "left with old" in watched.log
 
 
-async def test_an_override_of_a_request_scoped_dependency_changes_in_the_middle() -> None:
+@pytest.mark.parametrize("is_applied", [True, False])
+async def test_an_override_of_a_request_scoped_dependency_changes_in_the_middle(
+    is_applied: bool,
+) -> None:
     """FastAPI takes the override that is there when it gets to it; its values must be there."""
     watched = Watched()
     get_extra = provider("extra", watched.log)
@@ -118,9 +127,52 @@ async def test_an_override_of_a_request_scoped_dependency_changes_in_the_middle(
         tasks.start_soon(send, client)
         await watched.gate.hold()
         watched.app.dependency_overrides[session] = fake_session
-        await client.get("/current")
+        if is_applied:
+            await client.get("/current")
         watched.gate.open()
     assert answers in (["session model"], ["fake model extra"])
+
+
+async def test_an_override_that_takes_the_container_keeps_everything() -> None:
+    watched = Watched()
+
+    async def session() -> str:
+        return "session"
+
+    async def fake_session(container: Container) -> str:
+        await watched.gate.wait()
+        return f"fake {container[get_model]}"
+
+    @watched.app.get("/")
+    async def read(session: Annotated[str, Depends(session)]) -> str:
+        return session
+
+    watched.app.dependency_overrides[session] = fake_session
+    assert await watched.ask("/") == "fake old"
+
+
+async def test_a_request_that_waits_to_be_told_of_a_wrong_override_keeps_nothing() -> None:
+    watched = Watched()
+
+    async def slow() -> None:
+        await watched.gate.wait()
+
+    @watched.app.get("/", dependencies=[Depends(slow)])
+    async def read(model: Model) -> str:
+        return str(model)
+
+    async def send(client: httpx.AsyncClient) -> None:
+        with pytest.raises(UninitializedLifespanDependency, match="not valid"):
+            await client.get("/")
+
+    async with running(watched.app) as client, anyio.create_task_group() as tasks:
+        wrong: Any = "not callable"
+        watched.app.dependency_overrides[get_model] = wrong
+        tasks.start_soon(send, client)
+        await watched.gate.hold()
+        watched.app.dependency_overrides.clear()
+        assert (await client.get("/current")).json() == "model"
+        watched.gate.open()
 
 
 async def test_streaming_body() -> None:

@@ -608,3 +608,15 @@ async def test_a_lifespan_sees_what_the_run_fails_with_and_may_suppress_it(
     assert seen == [error]
     assert raised is (None if suppresses else error)
     assert events == ["start pool", "stop pool"]
+
+
+async def test_a_lifespan_that_was_put_aside_runs_what_it_knew_of_and_starts_nothing() -> None:
+    """Clause 10: it is not the application's any more, so requests say that nothing runs."""
+    events: list[str] = []
+    app = app_with(provider("pool", events), lifespan=noting_lifespan("app", events))
+    aside = app.router.lifespan_context
+    app.include_router(APIRouter(lifespan=noting_lifespan("router", events)))
+    async with aside(app):
+        with pytest.raises(UninitializedLifespanDependency, match="is not running"):
+            await ask(app)
+    assert events == ["app up", "app down"]

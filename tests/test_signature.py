@@ -437,3 +437,10 @@ def test_a_positional_only_parameter_fails_the_start_as_it_fails_requests_in_fas
 
     with pytest.raises(TypeError, match="positional-only"):
         value_of(get_value)
+
+
+def test_a_name_for_type_checkers_among_evaluated_annotations() -> None:
+    def get_value(engine: SharedEngine, more: "Missing | None" = None) -> Engine:  # type: ignore[name-defined]  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
+        return engine
+
+    assert isinstance(value_of(get_value), Engine)
