@@ -74,10 +74,13 @@ class Function:
 
     def declarations(self, overrides: Overrides) -> Iterator[Declaration]:
         top = Step(name_step(self.function), self.function, "runs with the lifespan")
-        if self.site.parameters:  # else it is called as FastAPI calls it
-            for parameter in parameters(self.function)[self.passed :]:
-                if not parameter.has_default:
-                    requirement(self.function, parameter, (top,))
+        for parameter in parameters(self.function)[self.passed :]:
+            if isinstance(parameter.marker, params.Depends):
+                is_given = parameter.default is not parameter.marker and parameter.has_default
+            else:  # where nothing is injected, it is called as FastAPI calls it
+                is_given = parameter.has_default or not self.site.parameters
+            if not is_given:
+                requirement(self.function, parameter, (top,))
         for name, key in self.site.parameters:
             yield Declaration(self.domain, key, (top, Step(name or "", key.provider, NOTE)))
 

@@ -1,7 +1,6 @@
 """Serve: the running set of one run, its generations, and what overrides do to it."""
 
 import contextlib
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, overload
@@ -15,7 +14,7 @@ from .binding import bind
 from .collect import Function, Route, Site
 from .exceptions import name_of
 from .generation import Generation, ended_by_itself
-from .instance import Instance, Supervisor, current_loop
+from .instance import Instance, Supervisor, current_loop, logger
 from .params import SCOPE_KEY, Key, not_running
 from .plan import Domain, Node, Overrides, Plan, Planner
 
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
         | contextlib._AsyncGeneratorContextManager[T]
         | contextlib._GeneratorContextManager[T]
     )
-
-logger = logging.getLogger("fastapi_lifespan_deps")
 
 
 class Run:

@@ -43,22 +43,28 @@ class InvalidDependencyScope(LifespanDependencyError):
 
 
 class InvalidLifespanDependency(LifespanDependencyError):
-    """`Depends(..., scope="lifespan")` was given something that makes no sense for this scope.
+    """A lifespan dependency was declared or overridden by something that makes no sense.
 
-    Raised by the `Depends(...)` call itself. `dependency` is what it was given.
+    Raised by the `Depends(...)` call itself; where the class is to be inferred from an
+    annotation, when the signature is read; for an override, when it comes into force.
+    `dependency` is what was given.
     """
 
-    def __init__(self, dependency: object, problem: str, advice: str) -> None:
+    def __init__(
+        self, dependency: object, problem: str, advice: str, *, asked: str | None = None
+    ) -> None:
         self.dependency = dependency
-        super().__init__(f'`Depends({name_of(dependency)}, scope="lifespan")` {problem}. {advice}')
+        asked = asked or f'Depends({name_of(dependency)}, scope="lifespan")'
+        super().__init__(f"`{asked}` {problem}. {advice}")
 
 
 class DependencyScopeError(LifespanDependencyError, fastapi_exceptions.DependencyScopeError):
     """A lifespan dependency asks for something that exists only during a request.
 
     Raised when FastAPI reads the signature that declares the dependency: at the route's own
-    line, or at startup for a `dependencies=[...]` list. `provider` is the lifespan dependency,
-    `parameter` the name of its parameter, `path` the steps from the route to it.
+    line; at startup for a hook, a lifespan function, or a list given to `include_router`.
+    `provider` is the lifespan dependency, `parameter` the name of its parameter, `path` the steps
+    from the route to it.
     """
 
     def __init__(

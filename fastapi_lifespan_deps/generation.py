@@ -45,6 +45,12 @@ class Generation(dict[Site, dict[str, Any]]):
     def value(self, domain: Domain, key: Key) -> Any:
         """The live value of a key. Raise `UninitializedLifespanDependency` if there is none."""
         found = self.plan.resolved.get((domain, key)) or self.plan.resolved.get((None, key))
+        if found is None and any(other.provider == key.provider for _, other in self.plan.resolved):
+            raise UninitializedLifespanDependency(
+                key.provider,
+                "it has use_cache=False wherever it is declared here, so there is no one value",
+                "Declare it as a parameter, or once with the default use_cache=True.",
+            )
         if found is None:
             raise UninitializedLifespanDependency(
                 key.provider,

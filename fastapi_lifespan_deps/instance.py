@@ -1,6 +1,7 @@
 """Start and stop: one live value, and the one task that owns it from entry to exit."""
 
 import asyncio
+import logging
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -26,9 +27,11 @@ from anyio import (
     to_thread,
 )
 
-from .exceptions import name_of, together
+from .exceptions import name_of, together, where
 from .plan import Node
 from .signature import underlying
+
+logger = logging.getLogger("fastapi_lifespan_deps")
 
 # How many synchronous dependencies of one run may be starting or stopping at a time.
 MAX_THREADS = 8
@@ -71,17 +74,24 @@ class Instance:
 
     async def run(self, context: AbstractAsyncContextManager[Any]) -> None:
         """Own the value from entry to exit; the body of the instance's task."""
+        name = name_of(self.node.provider)
         try:
+            logger.debug("Starting `%s`", name)
             with self._starting, self._living:
                 async with context as self.value:
                     self._living.shield = True
                     self.started = True
                     self.settled.set()
+                    logger.debug("Started `%s`", name)
                     try:
                         await self._until_stopped()
                     finally:
                         self.value = None
+                    logger.debug("Stopping `%s`", name)
+            logger.debug("Stopped `%s`", name)
         except BaseException as error:
+            step = "start" if not self.started else "stop" if self._stop.is_set() else "serve"
+            error.add_note(f"`{name}` ({where(self.node.provider)}) failed to {step}")
             self.error = error
         finally:
             self.end()

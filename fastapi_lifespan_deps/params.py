@@ -262,8 +262,9 @@ def not_running(
         advice = (
             "Its lifespan has not been entered, or has ended. In tests, write `with "
             "TestClient(app) as client:`; without a server, `async with "
-            "app.router.lifespan_context(app):`. A mounted application runs with the one that it "
-            "is mounted in: make that one a LifespanFastAPI."
+            "app.router.lifespan_context(app):`. A server must not have its lifespan protocol "
+            "turned off, and enable_lifespan_scope(app) must come before the start. A mounted "
+            "application runs with the one that it is mounted in: make that one a LifespanFastAPI."
         )
     elif (run := router.find_run()) is None:
         problem = "the application was started in another event loop, and its values belong there"
@@ -322,7 +323,8 @@ def _is_settings(provider: Callable[..., Any]) -> bool:
     )
 
 
-def check_callable(dependency: object) -> None:
+def check_callable(dependency: object, asked: str | None = None) -> None:
+    """Raise `InvalidLifespanDependency` unless it can be a provider; `asked` tells who wants it."""
     if dependency is inspect.Parameter.empty or dependency is Any:
         raise InvalidLifespanDependency(
             None,
@@ -334,6 +336,7 @@ def check_callable(dependency: object) -> None:
             dependency,
             "needs a callable",
             "Pass the function or the class itself, without calling it.",
+            asked=asked,
         )
     try:
         hash(dependency)
@@ -342,4 +345,5 @@ def check_callable(dependency: object) -> None:
             dependency,
             "needs a hashable callable, to tell it from others",
             "Give its class a `__hash__`, or wrap it in a function.",
+            asked=asked,
         ) from None

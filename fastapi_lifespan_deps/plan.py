@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
-from .exceptions import LifespanDependencyError, Step
+from .exceptions import LifespanDependencyError, Step, name_of
 from .params import NOTE, Key, Place, check_callable, check_cycle, name_step, requirements
 
 # Whose `dependency_overrides` apply: an application, or None for a router mounted on its own.
@@ -78,7 +78,8 @@ class Planner:
             return found
         provider = plan.overrides.get(domain, {}).get(key.provider, key.provider)
         if provider is not key.provider:
-            check_callable(provider)
+            original, override = name_of(key.provider), name_of(provider)
+            check_callable(provider, f"dependency_overrides[{original}] = {override}")
             note = f"{NOTE}, overrides {name_step(key.provider)}"
             path = (*path[:-1], Step(path[-1].label, provider, note))
         check_cycle(path)

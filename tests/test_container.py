@@ -95,17 +95,21 @@ def test_values_are_found_by_their_provider(seen: Seen) -> None:
             assert socket.receive_text() == "name of pool"
 
 
-@pytest.mark.parametrize("provider", [get_unused, get_own])
-def test_what_is_shared_by_nobody_is_not_there(seen: Seen, provider: Any) -> None:
+@pytest.mark.parametrize(
+    ("provider", "problem"),
+    [
+        (get_unused, "nothing asked for it when the application started"),
+        (get_own, "it has use_cache=False wherever it is declared"),
+    ],
+)
+def test_what_is_shared_by_nobody_is_not_there(seen: Seen, provider: Any, problem: str) -> None:
     """Nobody declares the one; every place of the other has an instance of its own."""
     with TestClient(make_app(seen)) as client:
         client.get("/")
         assert provider not in seen.container
         assert seen.container.get(provider) is None
         assert seen.container.get(provider, "default") == "default"
-        with pytest.raises(
-            UninitializedLifespanDependency, match="nothing asked for it when the application"
-        ) as caught:
+        with pytest.raises(UninitializedLifespanDependency, match=problem) as caught:
             seen.container[provider]
         assert caught.value.provider is provider
 

@@ -368,3 +368,49 @@ async def test_a_route_and_a_hook_that_a_startup_hook_adds_are_picked_up() -> No
     async with app.router.lifespan_context(app):
         assert events == ["up", "start pool", "start cache"]
     assert events[3:] == ["down with cache", "stop cache", "stop pool"]
+
+
+@pytest.mark.parametrize("takes_more", [False, True])
+@pytest.mark.parametrize("place", ["hook", "lifespan"])
+def test_a_dependency_of_a_request_is_refused_and_not_passed_as_it_is(
+    place: str, takes_more: bool
+) -> None:
+    """Clause 10: without `scope="lifespan"` Python would pass the `Depends` object itself."""
+
+    def get_user() -> str:
+        return "ada"
+
+    def get_pool() -> str:
+        return "pool"
+
+    more = Depends(get_pool, scope="lifespan") if takes_more else None
+
+    async def hook(user: str = Depends(get_user), pool: Any = more) -> None:
+        raise AssertionError("it runs")
+
+    @asynccontextmanager
+    async def lifespan(
+        app: FastAPI, user: str = Depends(get_user), pool: Any = more
+    ) -> AsyncIterator[None]:
+        raise AssertionError("it runs")
+        yield
+
+    app = LifespanFastAPI(lifespan=lifespan) if place == "lifespan" else LifespanFastAPI()
+    if place == "hook":
+        app.router.on_startup.append(hook)
+    with pytest.raises(DependencyScopeError, match="cannot take `user`"), TestClient(app):
+        pass
+
+
+def test_a_hook_that_takes_dependencies_takes_nothing_else_without_a_default() -> None:
+    async def hook(q: int, pool: Annotated[str, Depends(get_word, scope="lifespan")]) -> None:
+        raise AssertionError("it runs")
+
+    app = LifespanFastAPI()
+    app.router.on_startup.append(cast(Any, hook))
+    with pytest.raises(DependencyScopeError, match="cannot take `q`"), TestClient(app):
+        pass
+
+
+def get_word() -> str:
+    return "word"

@@ -401,3 +401,19 @@ async def test_a_hook_that_needs_a_dead_dependency_fails_and_the_rest_is_stopped
         async with client_of(app) as client:
             await client.get("/kill")
             await dead()
+
+
+async def test_each_step_is_logged_for_those_who_wait_for_a_dependency_that_hangs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def get_pool() -> AsyncIterator[str]:
+        yield "pool"
+
+    app = LifespanFastAPI()
+    app.get("/", dependencies=[Depends(get_pool, scope="lifespan")])(lambda: None)
+    with caplog.at_level(logging.DEBUG, "fastapi_lifespan_deps"):
+        async with app.router.lifespan_context(app):
+            pass
+    name = get_pool.__qualname__
+    logged = [record.getMessage() for record in caplog.records if name in record.getMessage()]
+    assert logged == [f"{step} `{name}`" for step in ("Starting", "Started", "Stopping", "Stopped")]
