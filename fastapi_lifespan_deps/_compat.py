@@ -5,6 +5,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 from fastapi import routing
@@ -56,6 +57,13 @@ def matched_dependant(scope: Any) -> Dependant | None:
     ):
         return dependant or Dependant()  # a route of Starlette's solves nothing
     return dependant
+
+
+def exit_stack(scope: Any) -> AsyncExitStack:
+    """What FastAPI leaves when it has sent the response and run its background tasks."""
+    # scope["fastapi_inner_astack"]: all
+    stack: AsyncExitStack = scope["fastapi_inner_astack"]
+    return stack
 
 
 def keep_endpoint_context(bound: Callable[..., Any], call: Callable[..., Any]) -> None:

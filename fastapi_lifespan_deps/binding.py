@@ -24,8 +24,10 @@ from .signature import Parameter, typed_signature, underlying
 _one_at_a_time = threading.Lock()
 
 
-def bind(route: Route) -> None:
+def bind(route: Route, bound: "dict[tuple[int, int], BoundCall]") -> None:
     """Rewrite what serves `route`, once; what needs no values is left as it is.
+
+    What was bound for one route, kept in `bound`, serves the others of its application too.
 
     A FastAPI dependency costs microseconds per request whatever it does, so lifespan
     dependencies leave the dependant. Instead its `call` becomes a callable that takes the
@@ -37,7 +39,7 @@ def bind(route: Route) -> None:
         kept = []
         for index, child in enumerate(dependant.dependencies):
             if index not in keys:
-                kept.append(_bound(child, domain))
+                kept.append(_bound(child, domain, bound))
             elif not route.is_called:
                 key = keys[index]
                 marker = Marker(key.provider, key.place is None, key.place)
@@ -103,15 +105,23 @@ class BoundCall:
         return hash(self.__wrapped__)
 
 
-def _bound(dependant: Dependant, domain: Domain) -> Dependant:
+def _bound(
+    dependant: Dependant, domain: Domain, bound: dict[tuple[int, int], BoundCall]
+) -> Dependant:
     """A request-scoped dependency, bound; the same one if nothing in it takes values."""
     keys = lifespan_children(dependant)
     others = [child for index, child in enumerate(dependant.dependencies) if index not in keys]
-    kept = [_bound(child, domain) for child in others]
+    kept = [_bound(child, domain, bound) for child in others]
     if not keys and all(map(operator.is_, kept, others)):
         return dependant
-    below = {child.name: child.call for child in kept if isinstance(child.call, BoundCall)}
-    call = BoundCall(dependant, _site(dependant, domain, keys), below)
+    # The objects live as long as the routes that are being bound.
+    identity = id(dependant.call), id(domain)
+    call = bound.get(identity)
+    if call is None:
+        below = {child.name: child.call for child in kept if isinstance(child.call, BoundCall)}
+        call = bound[identity] = BoundCall(dependant, _site(dependant, domain, keys), below)
+    if dependant.call != call:  # its own `__eq__` knows no stranger: overrides would miss it
+        return dependant
     # a fresh object: 0.123.5 remembers the call of the old one
     return dataclasses.replace(
         dependant,

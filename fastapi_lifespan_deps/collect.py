@@ -1,5 +1,6 @@
 """Collect: from an application to its declarations, each with the place where it stands."""
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
@@ -26,15 +27,24 @@ from .plan import Declaration, Domain, Overrides
 from .signature import parameters
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Site:
     """A callable that values are injected into: the key for each parameter.
 
     A `dependencies=[...]` entry has no parameter name: its value must be there, that is all.
     """
 
-    domain: Domain
-    parameters: tuple[tuple[str | None, Key], ...]
+    def __init__(self, domain: Domain, parameters: tuple[tuple[str | None, Key], ...]) -> None:
+        # FastAPI remembers, for the whole process, thousands of callables and what they are; a
+        # bound one must not keep its application alive there.
+        self._domain = None if domain is None else weakref.ref(domain)
+        self.parameters = parameters
+
+    @property
+    def domain(self) -> Domain:
+        return None if self._domain is None else self._domain()
+
+    def __reduce__(self) -> Any:
+        return Site, (self.domain, self.parameters)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +57,10 @@ class Route:
     listed: tuple[params.Depends, ...]
     number: int  # tells it from routes with the same label, also when FastAPI builds it again
     is_called: bool  # a frontend's dependencies are solved, but no endpoint is called
+
+    @property
+    def target(self) -> Dependant:
+        return self.dependant
 
     def declarations(self, overrides: Overrides) -> Iterator[Declaration]:
         path = (Step(self.label, self.dependant.call if self.is_called else None),)
@@ -61,6 +75,10 @@ class Function:
     domain: Domain
     passed: int = 0  # the number of leading arguments that the caller passes himself
     site: Site = field(init=False)
+
+    @property
+    def target(self) -> Callable[..., Any]:
+        return self.function
 
     def __post_init__(self) -> None:
         found = []

@@ -10,13 +10,13 @@ from starlette.requests import HTTPConnection
 from starlette.types import Scope
 from typing_extensions import TypeVar
 
-from .binding import bind
+from .binding import BoundCall, bind
 from .collect import Function, Route, Site
 from .exceptions import name_of
 from .generation import Generation, ended_by_itself
 from .instance import Instance, Supervisor, current_loop, logger
 from .params import SCOPE_KEY, Key, not_running
-from .plan import Domain, Node, Overrides, Plan, Planner
+from .plan import Declaration, Domain, Node, Overrides, Plan, Planner
 
 T = TypeVar("T")
 D = TypeVar("D", default=None)
@@ -68,8 +68,11 @@ class Run:
             if instance.casualty is not None:
                 raise ended_by_itself(instance.casualty)
         self._others += others
+        known = {id(source.target) for source in self._sources}
         self._sources = [*self._collect(), *self._others]
-        await self._update(strict=True)
+        is_new = not known or any(id(source.target) not in known for source in self._sources)
+        if is_new or self.overrides_changed():
+            await self._update(strict=True)
 
     async def apply_overrides(self) -> None:
         """Make the overrides that are set now effective. Failures are left to the requests."""
@@ -101,11 +104,11 @@ class Run:
         if gone:
             self._supervisor.retire(gone)
 
-    def release(self, pinned: Scope | Site) -> None:
+    def release(self, generation: Generation, pinned: Scope | Site) -> None:
         """Note that a request, or a site that kept its values, is over."""
-        for generation in (self.current, *self.retired):
-            generation.requests.pop(id(pinned), None)
-        self.drain()
+        generation.requests.pop(id(pinned), None)
+        if generation is not self.current:  # else it goes on needing all that it has
+            self.drain()
 
     @contextmanager
     def holding(self, site: Site) -> Iterator[dict[str, Any]]:
@@ -115,7 +118,7 @@ class Run:
         try:
             yield generation[site]
         finally:
-            self.release(site)
+            self.release(generation, site)
 
     async def close(self) -> None:
         """Stop everything, in reverse; then raise what went wrong on the way."""
@@ -139,9 +142,10 @@ class Run:
                 if strict:
                     raise error
                 logger.error("A dependency override is not valid", exc_info=error)
+            bound: dict[tuple[int, int], BoundCall] = {}
             for source in self._sources:
                 if isinstance(source, Route):
-                    bind(source)
+                    bind(source, bound)
             self._failures = {}
             await self._start(plan, strict)
             self.retired.append(self.current)
@@ -154,12 +158,19 @@ class Run:
         return {domain: dict(domain.dependency_overrides) for domain in (self.app, *domains)}
 
     def _plan(self, overrides: dict[Domain, Overrides]) -> Plan:
-        declarations = (
-            declaration
-            for source in self._sources
-            for declaration in source.declarations(overrides.get(source.domain, {}))
-        )
-        return self._planner.plan(declarations, overrides)
+        errors: list[Exception] = []
+        plan = self._planner.plan(self._declarations(overrides, errors), overrides)
+        plan.errors += errors
+        return plan
+
+    def _declarations(
+        self, overrides: dict[Domain, Overrides], errors: list[Exception]
+    ) -> Iterator[Declaration]:
+        for source in self._sources:
+            try:
+                yield from source.declarations(overrides.get(source.domain, {}))
+            except Exception as error:  # a wrong override is no other route's trouble
+                errors.append(error)
 
     async def _start(self, plan: Plan, strict: bool) -> None:
         for node in plan.nodes:

@@ -1,6 +1,7 @@
 """A generation: one consistent set of live values, and the requests that are pinned to it."""
 
 from collections.abc import Iterator
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from starlette.types import Scope
@@ -8,7 +9,7 @@ from starlette.types import Scope
 if TYPE_CHECKING:
     from .container import Run
 
-from ._compat import matched_dependant
+from ._compat import exit_stack, matched_dependant
 from .collect import Site, declared
 from .exceptions import UninitializedLifespanDependency
 from .instance import Instance
@@ -36,11 +37,18 @@ class Generation(dict[Site, dict[str, Any]]):
         self.failures = failures
         # What is pinned to it, by id. A scope tells what route the request is on.
         self.requests: dict[int, Scope | Site] = {}
+        # A synchronous endpoint asks in a worker thread; what dies meanwhile must not be kept.
+        self._lock = Lock()
 
     def __missing__(self, site: Site) -> dict[str, Any]:
-        values = [(name, self.value(site.domain, key)) for name, key in site.parameters]
-        self[site] = {name: value for name, value in values if name is not None}
-        return self[site]
+        with self._lock:
+            values = [(name, self.value(site.domain, key)) for name, key in site.parameters]
+            self[site] = found = {name: value for name, value in values if name is not None}
+            return found
+
+    def clear(self) -> None:
+        with self._lock:
+            super().clear()
 
     def value(self, domain: Domain, key: Key) -> Any:
         """The live value of a key. Raise `UninitializedLifespanDependency` if there is none."""
@@ -82,7 +90,10 @@ class Generation(dict[Site, dict[str, Any]]):
                 if self.run.overrides_changed():
                     await self.run.apply_overrides()
                 generation = self.run.current
-                generation.requests[id(scope)] = scope
+                if generation is not self:
+                    # A middleware may have copied the scope: only FastAPI knows when it ends.
+                    generation.requests[id(scope)] = scope
+                    exit_stack(scope).callback(self.run.release, generation, scope)
             return generation.value(generation.domain(scope.get("app")), key)
         raise UninitializedLifespanDependency(
             marker.provider,
@@ -105,7 +116,7 @@ class Generation(dict[Site, dict[str, Any]]):
                     return set(self.plan.nodes)
                 found = self.plan.resolved.get(target)
                 if isinstance(found, Node):
-                    nodes.update(_with_dependencies(found))
+                    _add_with_dependencies(found, nodes)
         return nodes
 
     def _targets(self, pinned: Scope | Site) -> Iterator[tuple[Domain, Key] | None]:
@@ -138,7 +149,8 @@ def ended_by_itself(instance: Instance) -> UninitializedLifespanDependency:
     return error
 
 
-def _with_dependencies(node: Node) -> Iterator[Node]:
-    yield node
-    for dependency in node.dependencies:
-        yield from _with_dependencies(dependency)
+def _add_with_dependencies(node: Node, nodes: set[Node]) -> None:
+    if node not in nodes:
+        nodes.add(node)
+        for dependency in node.dependencies:
+            _add_with_dependencies(dependency, nodes)

@@ -51,6 +51,9 @@ class Instance:
         self.value: Any = None
         self.error: BaseException | None = None
         self.started = False
+        # What ended by itself: this instance, or one that it depends on.
+        self.casualty: Instance | None = None
+        self.inherit_casualty()
         self.settled = Event()  # started, or failed to
         self.ended = Event()
         self._stop = Event()
@@ -64,13 +67,6 @@ class Instance:
     def is_alive(self) -> bool:
         """Whether the value may be used."""
         return self.started and not self._stop.is_set() and not self.ended.is_set()
-
-    @property
-    def casualty(self) -> "Instance | None":
-        """What ended by itself: this instance, or one that it depends on."""
-        if self.started and self.ended.is_set() and not self._stop.is_set():
-            return self
-        return next(filter(None, (other.casualty for other in self.dependencies)), None)
 
     async def run(self, context: AbstractAsyncContextManager[Any]) -> None:
         """Own the value from entry to exit; the body of the instance's task."""
@@ -114,8 +110,14 @@ class Instance:
             return
         self.settled.set()
         self.ended.set()
-        if self.casualty is self:
-            self._supervisor.on_crash(self)
+        if self.started and not self._stop.is_set():
+            self.casualty = self
+            self._supervisor.crashed(self)
+
+    def inherit_casualty(self) -> None:
+        """Be a casualty if something that it depends on is one."""
+        for other in self.dependencies:
+            self.casualty = self.casualty or other.casualty
 
     def give_up_start(self) -> None:
         """Cancel the start. If it got as far as its value, it counts as started nevertheless."""
@@ -137,13 +139,16 @@ class Supervisor:
     """
 
     def __init__(self, on_crash: Callable[[Instance], None]) -> None:
-        self.on_crash = on_crash
+        self._on_crash = on_crash
         self._instances: list[Instance] = []  # in start order, until they have ended
         self._errors: list[BaseException] = []
         self._task: object = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._closing = Event()
         self._closed = Event()
         self._threads = CapacityLimiter(MAX_THREADS)
+        # What starts later, for a request, is not that request's.
+        self._context = copy_context()
 
     @property
     def is_closing(self) -> bool:
@@ -160,10 +165,10 @@ class Supervisor:
         if self.is_closing:
             raise RuntimeError(f"`{name_of(provider)}` cannot start: the application stops")
         if self._task is None:
-            self._task = _spawn(self._supervise, self._closed.set, "lifespan dependencies")
+            self._task = self.spawn(self._supervise, self._closed.set, "lifespan dependencies")
         self._instances.append(instance)
         context = entered(partial(provider, **arguments), underlying(provider), self._threads)
-        _spawn(partial(instance.run, context), instance.end, name_of(provider))
+        self.spawn(partial(instance.run, context), instance.end, name_of(provider))
         cancelled: BaseException | None = None
         try:
             await instance.settled.wait()
@@ -179,8 +184,10 @@ class Supervisor:
                 together(cancelled, [instance.error])
             raise cancelled
         if not instance.started:
-            failure = instance.error or RuntimeError(f"`{name_of(provider)}` was stopped early")
-            instance.error = None
+            failure, instance.error = instance.error, None
+            if failure is None or isinstance(failure, get_cancelled_exc_class()):
+                # Nobody has cancelled the caller: it must not look so.
+                failure = RuntimeError(f"`{name_of(provider)}` was cancelled while it started")
             try:
                 raise failure
             finally:
@@ -188,10 +195,16 @@ class Supervisor:
                 # the values that they know of, until the garbage collector comes.
                 del failure
 
+    def crashed(self, instance: Instance) -> None:
+        """Tell those that depend on an instance, and the run, that it ended by itself."""
+        for other in self._instances:  # in start order: what it depends on has been told
+            other.inherit_casualty()
+        self._on_crash(instance)
+
     def retire(self, instances: list[Instance]) -> None:
         """Stop some instances in the background, in reverse; errors are raised at the end."""
         if not self.is_closing:  # else all are being stopped
-            _spawn(partial(self._stop, instances), lambda: None, "old lifespan dependencies")
+            self.spawn(partial(self._stop, instances), lambda: None, "old lifespan dependencies")
 
     async def close(self) -> None:
         """Stop everything in reverse, whatever happens to the caller; raise what went wrong."""
@@ -209,6 +222,29 @@ class Supervisor:
                 raise failure
             finally:
                 del failure, cancelled  # see `start`
+
+    def spawn(
+        self, function: Callable[[], Coroutine[Any, Any, None]], end: Callable[[], None], name: str
+    ) -> object:
+        """Start a task that belongs to the event loop alone; call `end` when it is over."""
+        context = self._context.copy()
+        trio = sys.modules.get("trio")
+        if trio is not None and trio.lowlevel.in_trio_run():
+
+            async def system_task() -> None:
+                try:
+                    await function()
+                finally:
+                    end()
+
+            return trio.lowlevel.spawn_system_task(system_task, name=name, context=context)
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(function(), name=name, context=context)
+        self._tasks.add(task)  # the loop itself would not keep it alive
+        # also if it is cancelled before its first step, which no `finally` in it would see
+        task.add_done_callback(lambda _: end())
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _supervise(self) -> None:
         try:
@@ -337,24 +373,3 @@ def current_loop() -> object:
     if trio is not None and trio.lowlevel.in_trio_run():
         return trio.lowlevel.current_trio_token()
     return asyncio.get_running_loop()
-
-
-def _spawn(
-    function: Callable[[], Coroutine[Any, Any, None]], end: Callable[[], None], name: str
-) -> object:
-    """Start a task that belongs to the event loop alone; call `end` when it is over."""
-    trio = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_run():
-
-        async def system_task() -> None:
-            try:
-                await function()
-            finally:
-                end()
-
-        context = copy_context()
-        return trio.lowlevel.spawn_system_task(system_task, name=name, context=context)
-    task = asyncio.get_running_loop().create_task(function(), name=name)
-    # also if it is cancelled before its first step, which no `finally` in it would see
-    task.add_done_callback(lambda _: end())
-    return task

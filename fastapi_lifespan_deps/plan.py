@@ -46,7 +46,7 @@ class Plan:
     nodes: dict[Node, None] = field(default_factory=dict)
     resolved: dict[tuple[Domain, Key], Node | LifespanDependencyError] = field(default_factory=dict)
 
-    errors: list[LifespanDependencyError] = field(default_factory=list)
+    errors: list[Exception] = field(default_factory=list)
 
 
 class Planner:

@@ -68,10 +68,8 @@ class LifespanRouter(APIRouter):
                 self.pin(run)
             yield
         finally:
+            # The layer stays: another thread may be starting the application at this moment.
             self.lifespan_runs.remove(run)
-            stack = run.app.middleware_stack
-            if isinstance(stack, Pin) and not self.lifespan_runs:
-                run.app.middleware_stack = stack.app
 
     def pin(self, run: Run) -> None:
         """Put the layer that pins requests around the application, if it has what to pin."""
@@ -208,11 +206,12 @@ class Pin:
         try:
             await self.app(scope, receive, send)
         finally:
-            if outer is not None:  # of an application that passed the request on by itself
-                scope[SCOPE_KEY] = outer
+            # Another application may have passed the request on by itself, and whoever calls this
+            # one may send the same scope again: nothing of it stays behind.
+            scope[SCOPE_KEY] = outer
             del generation.requests[id(scope)]
-            if run.retired:
-                run.release(scope)
+            if generation is not run.current:
+                run.drain()
 
 
 class _NoState(dict[str, Any]):

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import logging
 import re
 import subprocess
 import sys
@@ -14,8 +15,11 @@ import anyio
 import anyio.lowlevel
 import httpx
 import pytest
-from fastapi import BackgroundTasks, FastAPI
+from fastapi import BackgroundTasks, FastAPI, Request, Response
 from fastapi.testclient import TestClient
+from starlette.middleware.base import RequestResponseEndpoint
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import fastapi_lifespan_deps
 from fastapi_lifespan_deps import (
@@ -26,6 +30,7 @@ from fastapi_lifespan_deps import (
     InvalidLifespanDependency,
     LifespanFastAPI,
     UninitializedLifespanDependency,
+    get_container,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -445,6 +450,53 @@ def test_worker() -> None:
 def test_container() -> None:
     with TestClient(load("container").app) as client:
         assert client.get("/health").json() == {"database": True}
+
+
+def test_container_outside_of_routes() -> None:
+    """`get_container` also serves middleware and exception handlers."""
+    example = load("container")
+    app: FastAPI = example.app
+    seen = []
+
+    async def look(connection: HTTPConnection) -> None:
+        container = await get_container(connection)
+        seen.append(container[example.get_pool].is_open)
+
+    class PureMiddleware:
+        def __init__(self, app: ASGIApp) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http":
+                await look(HTTPConnection(scope))
+            await self.app(scope, receive, send)
+
+    @app.middleware("http")
+    async def look_first(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        await look(request)
+        return await call_next(request)
+
+    @app.exception_handler(404)
+    async def explain(request: Request, error: Exception) -> Response:
+        await look(request)
+        return Response(status_code=404)
+
+    app.add_middleware(PureMiddleware)
+    with TestClient(app) as client:
+        assert client.get("/nowhere").status_code == 404
+    assert seen == [True, True, True]
+
+
+def test_debug_log(caplog: pytest.LogCaptureFixture) -> None:
+    name = "fastapi_lifespan_deps"
+    caplog.set_level(logging.DEBUG, name)  # puts the level back after the test
+    logging.getLogger(name).setLevel(logging.WARNING)
+    load("debug_log")
+    with TestClient(load("first_steps").app):
+        pass
+    steps = ("Starting", "Started", "Stopping", "Stopped")
+    logged = [record.getMessage() for record in caplog.records if record.name == name]
+    assert logged == [f"{step} `get_pool`" for step in steps]
 
 
 # The page on errors: each of these files raises its error when it is imported

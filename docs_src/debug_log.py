@@ -1,0 +1,4 @@
+import logging
+
+logging.basicConfig()
+logging.getLogger("fastapi_lifespan_deps").setLevel(logging.DEBUG)
