@@ -1,8 +1,10 @@
 """Clause 1 and binding: whatever the callable is, it takes its values and stays what it was."""
 
 import functools
+import gc
 import inspect
 import json
+import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import Annotated, Any
 
@@ -828,3 +830,43 @@ def test_a_late_route_of_an_included_router_leaves_the_others_working() -> None:
         assert len(started) == count
     with TestClient(app) as client:  # a new run binds them again
         assert client.get("/own").status_code == client.get("/own-user").status_code == 200
+
+
+def test_a_dependency_that_takes_no_stranger_for_equal_is_still_found_by_overrides() -> None:
+    """It is left unbound, since nothing else would equal it."""
+
+    class GetUser:
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, GetUser)
+
+        def __hash__(self) -> int:
+            return 1
+
+        async def __call__(self, value: Value) -> str:
+            return f"user of {value}"
+
+    app = LifespanFastAPI()
+
+    @app.get("/")
+    def read(user: Annotated[str, Depends(GetUser())]) -> str:
+        return user
+
+    with TestClient(app) as client:
+        assert client.get("/").json() == "user of value 1"
+        app.dependency_overrides[GetUser()] = lambda: "fake"
+        assert client.get("/").json() == "fake"
+
+
+def test_an_application_is_not_kept_by_what_fastapi_remembers_of_its_callables() -> None:
+    app = LifespanFastAPI()
+
+    @app.get("/")
+    def read(answer: Annotated[str, Depends(sync_function)]) -> str:
+        return answer
+
+    with TestClient(app) as client:
+        client.get("/")
+    reference = weakref.ref(app)
+    del app, client, read
+    gc.collect()
+    assert reference() is None

@@ -501,3 +501,77 @@ async def test_an_unmatched_request_is_pinned_and_released_like_any_other() -> N
             assert (await client.get("/current")).json() == name
         await settle()
         assert watched.log == ["start one", "start two", "stop one"]
+
+
+async def test_a_scope_that_is_sent_again_is_pinned_anew() -> None:
+    watched = Watched()
+    sent: list[bytes] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("body", b""))
+
+    scope: dict[str, Any] = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": "/current",
+        "raw_path": b"/current",
+        "root_path": "",
+        "query_string": b"",
+        "headers": [],
+    }
+    async with watched.app.router.lifespan_context(watched.app):
+        await watched.app(scope, receive, send)
+        watched.switch("new")
+        await watched.app(scope, receive, send)
+    assert b"".join(sent) == b'"model""new"'
+
+
+async def test_a_request_behind_a_copied_scope_lets_go_of_what_came_in_the_middle() -> None:
+    """Another generation than its own, for an override that was set after it arrived."""
+    watched = Watched()
+    get_extra = provider("extra", watched.log)
+
+    class Copies:
+        def __init__(self, app: ASGIApp) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await self.app({**scope}, receive, send)
+
+    async def slow() -> None:
+        await watched.gate.wait()
+
+    async def session() -> str:
+        return "session"
+
+    async def fake_session(
+        extra: Annotated[Thing, Depends(get_extra, scope="lifespan")],
+    ) -> str:
+        return str(extra)
+
+    @watched.app.get("/", dependencies=[Depends(slow)])
+    async def read(session: Annotated[str, Depends(session)]) -> str:
+        return session
+
+    watched.app.add_middleware(Copies)
+    answers: list[str] = []
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        answers.append((await client.get("/")).json())
+
+    async with running(watched.app) as client:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask, client)
+            await watched.gate.hold()
+            watched.app.dependency_overrides[session] = fake_session
+            watched.gate.open()
+        watched.app.dependency_overrides.clear()
+        await client.get("/current")
+        await settle()
+        assert answers == ["extra"]
+        assert watched.log == ["start extra", "stop extra"]

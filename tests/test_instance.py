@@ -417,3 +417,57 @@ async def test_each_step_is_logged_for_those_who_wait_for_a_dependency_that_hang
     name = get_pool.__qualname__
     logged = [record.getMessage() for record in caplog.records if name in record.getMessage()]
     assert logged == [f"{step} `{name}`" for step in ("Starting", "Started", "Stopping", "Stopped")]
+
+
+async def test_a_fake_runs_in_the_context_of_the_application_not_of_a_request() -> None:
+    request_id: ContextVar[str] = ContextVar("request_id", default="none")
+
+    async def get_value() -> str:
+        return request_id.get()
+
+    async def fake() -> str:
+        return f"fake of {request_id.get()}"
+
+    app = LifespanFastAPI()
+
+    @app.get("/")
+    async def read(value: Annotated[str, Depends(get_value, scope="lifespan")]) -> str:
+        return value
+
+    async with client_of(app) as client:
+        request_id.set("request 1")
+        app.dependency_overrides[get_value] = fake
+        assert (await client.get("/")).json() == "fake of none"
+
+
+async def test_a_graph_with_many_ways_is_walked_in_few_steps() -> None:
+    """25 layers of diamonds have 2 ** 25 ways through them."""
+
+    def layer(below: Any) -> Any:
+        async def get_layer(
+            left: Annotated[Any, Depends(below, scope="lifespan")],
+            right: Annotated[Any, Depends(below, scope="lifespan")],
+        ) -> Any:
+            return left
+
+        return get_layer
+
+    async def get_kill() -> AsyncIterator[Kill]:
+        with anyio.CancelScope() as scope:
+            yield scope.cancel
+
+    top: Any = get_kill
+    for _ in range(25):
+        top = layer(top)
+    app = LifespanFastAPI()
+
+    @app.get("/")
+    async def read(kill: Annotated[Kill, Depends(top, scope="lifespan")]) -> None:
+        kill()
+
+    with anyio.fail_after(10):
+        async with client_of(app) as client:
+            await client.get("/")
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(UninitializedLifespanDependency, match="get_kill"):
+                await client.get("/")

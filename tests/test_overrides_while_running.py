@@ -1,5 +1,6 @@
 """Clause 9: overrides that change while the application runs."""
 
+import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -873,3 +874,19 @@ async def test_overrides_switch_under_load(scope: str) -> None:
     assert living == set()
     assert all(thing.closed for thing in started)
     assert len(started) <= 68
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_fake_whose_start_is_cancelled_by_itself_fails_no_other_request() -> None:
+    service = Service()
+
+    async def cancels_itself() -> None:
+        task = asyncio.create_task(asyncio.sleep(3600))
+        task.cancel()
+        await task
+
+    async with running(service.app) as client:
+        service.overrides[service.get_db] = cancels_itself
+        assert (await client.get("/cache")).json() == "cache"
+        with pytest.raises(UninitializedLifespanDependency, match="failed to start"):
+            await client.get("/user")

@@ -54,6 +54,11 @@ def declare(app: FastAPI) -> FastAPI:
     return app
 
 
+async def run_once(app: Any) -> None:
+    async with app.router.lifespan_context(app):
+        pass
+
+
 async def use(app: Any) -> list[Any]:
     async with app.router.lifespan_context(app), client_of(app) as client:
         return [(await client.get(path)).json() for path in ("/own", "/both", "/late")]
@@ -93,3 +98,14 @@ def test_a_copy_of_an_app_runs_in_another_thread(app: FastAPI) -> None:
         found = thread.submit(anyio.run, use, copy).result()
     assert found == [True, ["engine", "engine", "ours"], ["engine", "ours"]]
     assert events == []  # of this module: the copy has its own
+
+
+@pytest.mark.usefixtures("by_value")
+def test_an_app_that_has_run_can_be_copied_too() -> None:
+    app = declare(LifespanFastAPI(title="ours", openapi_url=None))
+    anyio.run(run_once, app)
+    events.clear()
+    copy = pickle.loads(cloudpickle.dumps(app))
+    copy.get("/late")(lambda: "late")
+    assert anyio.run(use, copy) == [True, ["engine", "engine", "ours"], "late"]
+    assert events == []
