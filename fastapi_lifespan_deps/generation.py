@@ -53,7 +53,10 @@ class Generation(dict[Site, dict[str, Any]]):
     def value(self, domain: Domain, key: Key) -> Any:
         """The live value of a key. Raise `UninitializedLifespanDependency` if there is none."""
         found = self.plan.resolved.get((domain, key)) or self.plan.resolved.get((None, key))
-        if found is None and any(other.provider == key.provider for _, other in self.plan.resolved):
+        if found is None and any(
+            (domain, key.provider) == (other, placed.provider)
+            for other, placed in self.plan.resolved
+        ):
             raise UninitializedLifespanDependency(
                 key.provider,
                 "it has use_cache=False wherever it is declared here, so there is no one value",
@@ -75,7 +78,10 @@ class Generation(dict[Site, dict[str, Any]]):
             raise ended_by_itself(instance.casualty)
         if not instance.is_alive:
             raise UninitializedLifespanDependency(
-                key.provider, "it has been stopped", "The application is stopping, or has stopped."
+                key.provider,
+                "it has been stopped",
+                "The application is stopping, or another override is in force and nobody knew that "
+                "this request would need the old value.",
             )
         return instance.value
 
@@ -105,7 +111,7 @@ class Generation(dict[Site, dict[str, Any]]):
 
     def domain(self, app: Any) -> Domain:
         """Whose overrides apply to a request that reached `app`, the innermost application."""
-        return app if app in self.plan.overrides else self.run.app
+        return app if app in self.plan.overrides else None
 
     def held(self) -> set[Node]:
         """The nodes that the pinned requests can reach."""

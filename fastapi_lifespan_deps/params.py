@@ -273,8 +273,11 @@ def not_running(
         problem = 'nothing had scope="lifespan" when the application started'
         advice = "Declare it in a route, or set the override that needs it before the start."
     elif run.is_serving:
-        problem = "the run that the request belongs to has ended"
-        advice = "Another run of the application is alive: send requests with its lifespan state."
+        problem = (
+            "the request belongs to a run that has ended, or the application's middleware was "
+            "built anew while it ran"
+        )
+        advice = "Send requests with the state of a run that is alive; add middleware before it."
     else:
         problem = "the application is still starting, and has built its middleware already"
         advice = "Send requests after the startup."

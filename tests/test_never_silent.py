@@ -367,3 +367,26 @@ async def test_a_running_application_gives_every_way_its_value() -> None:
         for path in PATHS:
             assert (await client.get(path)).json() in ("the-secret-value", "read")
     assert calls == ["get_secret"]
+
+
+def test_an_application_that_is_mounted_while_the_parent_serves_gets_no_override_of_it() -> None:
+    """Clause 9: the parent's overrides don't reach it, and nothing else was started for it."""
+    app = LifespanFastAPI()
+    add_routes(app)
+    late = FastAPI()
+    add_routes(late)
+    with TestClient(app) as client:
+        app.dependency_overrides[get_secret] = lambda: "fake of the parent"
+        app.mount("/late", late)
+        assert client.get("/value").json() == "fake of the parent"
+        with pytest.raises(UninitializedLifespanDependency, match="nothing asked for it"):
+            client.get("/late/value")
+
+
+def test_middleware_that_is_built_anew_while_serving_is_told() -> None:
+    app = LifespanFastAPI()
+    add_routes(app)
+    with TestClient(app) as client:
+        app.middleware_stack = app.build_middleware_stack()
+        with pytest.raises(UninitializedLifespanDependency, match="middleware was built anew"):
+            client.get("/value")
