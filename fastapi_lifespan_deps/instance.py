@@ -369,7 +369,7 @@ async def finished(event: Event) -> None:
 
 def current_loop() -> object:
     """What tells the event loops of a process apart."""
-    trio = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_run():
-        return trio.lowlevel.current_trio_token()
-    return asyncio.get_running_loop()
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return sys.modules["trio"].lowlevel.current_trio_token()

@@ -83,10 +83,11 @@ class LifespanRouter(APIRouter):
         """The run that a lifespan state tells of; without one, the latest in this event loop."""
         loop = current_loop()
         named: Run | None = state.get(SCOPE_KEY) if state else None
-        if named is not None and named.app is not self.dependency_overrides_provider:
-            named = None  # of an application that passed the request on by itself
         for run in reversed(self.lifespan_runs):
-            if run.loop is loop and (named is None or named is run):
+            if run.loop is loop and (
+                # another application's: that has passed the request on by itself
+                named is None or named is run or named.app is not run.app
+            ):
                 return run
         return None
 
