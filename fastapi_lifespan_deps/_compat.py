@@ -59,6 +59,16 @@ def matched_dependant(scope: Any) -> Dependant | None:
     return dependant
 
 
+def overrides_provider(scope: Any) -> Any:
+    """The application whose overrides FastAPI applies to the route of a request."""
+    context = scope.get("fastapi", {}).get("effective_route_context")
+    route = scope.get("route")
+    if context is not None and context.original_route is route:
+        return context.dependency_overrides_provider
+    # APIRoute.dependency_overrides_provider, APIWebSocketRoute's: all
+    return getattr(route, "dependency_overrides_provider", scope.get("app"))
+
+
 def exit_stack(scope: Any) -> AsyncExitStack:
     """What FastAPI leaves when it has sent the response and run its background tasks."""
     # scope["fastapi_inner_astack"]: all

@@ -214,7 +214,9 @@ def _walk(
                 label = " ".join([*sorted(getattr(route, "methods", ["WEBSOCKET"])), path])
             number = labels[label]
             labels[label] += 1
-            yield Route(label, domain, dependant, tuple(route.dependencies), number, not frontend)
+            # as FastAPI does it: a route may have come from another application
+            provider = getattr(route, "dependency_overrides_provider", domain)
+            yield Route(label, provider, dependant, tuple(route.dependencies), number, not frontend)
         elif isinstance(route, Mount | Host):
             mounted = _application(route.app)
             if mounted is not None:

@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import Scope
 from typing_extensions import TypeVar
 
+from ._compat import overrides_provider
 from .binding import BoundCall, bind
 from .collect import Function, Route, Site
 from .exceptions import name_of
@@ -291,7 +292,7 @@ async def get_container(connection: HTTPConnection) -> LifespanContainer:
     generation: Generation | None = scope.get(SCOPE_KEY)
     if generation is None:
         raise not_running(get_container, connection)
-    return LifespanContainer(generation, generation.domain(scope.get("app")))
+    return LifespanContainer(generation, overrides_provider(scope))
 
 
 get_container.__lifespan_container__ = True  # type: ignore[attr-defined]  # read by collect.py

@@ -9,7 +9,7 @@ from starlette.types import Scope
 if TYPE_CHECKING:
     from .container import Run
 
-from ._compat import exit_stack, matched_dependant
+from ._compat import exit_stack, matched_dependant, overrides_provider
 from .collect import Site, declared
 from .exceptions import UninitializedLifespanDependency
 from .instance import Instance
@@ -90,7 +90,7 @@ class Generation(dict[Site, dict[str, Any]]):
         if marker.use_cache or marker.place:
             key = Key(marker.provider, marker.place)
             generation = self
-            if (self.domain(scope.get("app")), key) not in self.plan.resolved:
+            if (overrides_provider(scope), key) not in self.plan.resolved:
                 # FastAPI takes the override that is there when it gets to it. If that was set
                 # after the request arrived, the request is pinned to its values as well.
                 if self.run.overrides_changed():
@@ -100,7 +100,7 @@ class Generation(dict[Site, dict[str, Any]]):
                     # A middleware may have copied the scope: only FastAPI knows when it ends.
                     generation.requests[id(scope)] = scope
                     exit_stack(scope).callback(self.run.release, generation, scope)
-            return generation.value(generation.domain(scope.get("app")), key)
+            return generation.value(overrides_provider(scope), key)
         raise UninitializedLifespanDependency(
             marker.provider,
             "it has use_cache=False, and its place is not known here: the route, or another one "
@@ -108,10 +108,6 @@ class Generation(dict[Site, dict[str, Any]]):
             "stands in a dependency override",
             "Add routes before the application starts, or use the default use_cache=True.",
         )
-
-    def domain(self, app: Any) -> Domain:
-        """Whose overrides apply to a request that reached `app`, the innermost application."""
-        return app if app in self.plan.overrides else None
 
     def held(self) -> set[Node]:
         """The nodes that the pinned requests can reach."""
@@ -132,7 +128,7 @@ class Generation(dict[Site, dict[str, Any]]):
         elif (dependant := matched_dependant(pinned)) is None:  # it has not got to its route
             yield None
         else:
-            domain = self.domain(pinned.get("app"))
+            domain = overrides_provider(pinned)
             overrides = self.plan.overrides.get(domain, {})
             for declaration in declared(dependant, domain, overrides):
                 key = declaration.key

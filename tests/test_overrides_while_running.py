@@ -15,15 +15,17 @@ import anyio.to_thread
 import fastapi
 import httpx
 import pytest
-from fastapi import BackgroundTasks, FastAPI, Request, WebSocket
+from fastapi import APIRouter, BackgroundTasks, FastAPI, Request, WebSocket
 from fastapi.responses import StreamingResponse
 
 from fastapi_lifespan_deps import (
     DependencyCycleError,
     DependencyScopeError,
     Depends,
+    LifespanContainer,
     LifespanFastAPI,
     UninitializedLifespanDependency,
+    get_container,
 )
 from tests.clients import Gate, Thing, client_of, listen, provider, running, settle
 
@@ -890,3 +892,23 @@ async def test_a_fake_whose_start_is_cancelled_by_itself_fails_no_other_request(
         assert (await client.get("/cache")).json() == "cache"
         with pytest.raises(UninitializedLifespanDependency, match="failed to start"):
             await client.get("/user")
+
+
+async def test_a_router_that_is_mounted_by_itself_has_no_overrides_as_in_fastapi() -> None:
+    """Clause 9: neither for its parameters nor for the container, nor on a late route."""
+    service = Service()
+    router = APIRouter()
+
+    async def read(
+        db: Annotated[Thing, Depends(service.get_db, scope="lifespan")],
+        container: Annotated[LifespanContainer, Depends(get_container)],
+    ) -> list[str]:
+        return [str(db), str(container[service.get_db])]
+
+    router.get("/")(read)
+    service.app.mount("/router", router)
+    async with running(service.app) as client:
+        service.overrides[service.get_db] = service.fake("fake")
+        assert (await client.get("/router/")).json() == ["db", "db"]
+        router.get("/late")(read)
+        assert (await client.get("/router/late")).json() == ["db", "db"]
