@@ -143,10 +143,11 @@ class Run:
                 if strict:
                     raise error
                 logger.error("A dependency override is not valid", exc_info=error)
-            bound: dict[tuple[int, int], BoundCall] = {}
-            for source in self._sources:
-                if isinstance(source, Route):
-                    bind(source, bound)
+            if strict:  # overrides change nothing in what serves the routes
+                bound: dict[tuple[int, int], BoundCall] = {}
+                for source in self._sources:
+                    if isinstance(source, Route):
+                        bind(source, bound)
             self._failures = {}
             await self._start(plan, strict)
             self.retired.append(self.current)
