@@ -8,19 +8,29 @@ from .exceptions import (
     InvalidDependencyScope,
     InvalidLifespanDependency,
     LifespanDependencyError,
+    LifespanNotRunning,
+    LifespanTimeout,
+    RefreshError,
+    UnavailableLifespanDependency,
     UninitializedLifespanDependency,
 )
 from .params import Depends
+from .run import Draining
 
 __all__ = [
     "DependencyCycleError",
     "DependencyScopeError",
     "Depends",
+    "Draining",
     "InvalidDependencyScope",
     "InvalidLifespanDependency",
     "LifespanContainer",
     "LifespanDependencyError",
     "LifespanFastAPI",
+    "LifespanNotRunning",
+    "LifespanTimeout",
+    "RefreshError",
+    "UnavailableLifespanDependency",
     "UninitializedLifespanDependency",
     "enable_lifespan_scope",
     "get_container",

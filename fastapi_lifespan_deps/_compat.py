@@ -59,6 +59,16 @@ def matched_dependant(scope: Any) -> Dependant | None:
     return dependant
 
 
+def route_label(scope: Any) -> str:
+    """The route of a request, or its path while it has none, for a person to read."""
+    route = scope.get("route")
+    context = scope.get("fastapi", {}).get("effective_route_context")
+    if context is not None and context.original_route is route:
+        route = context
+    path = getattr(route, "path", scope.get("path"))
+    return f"{scope.get('method', 'WEBSOCKET')} {path}"
+
+
 def overrides_provider(scope: Any) -> Any:
     """The application whose overrides FastAPI applies to the route of a request."""
     context = scope.get("fastapi", {}).get("effective_route_context")

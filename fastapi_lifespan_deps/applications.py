@@ -5,7 +5,8 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI
 
-from .routing import LifespanRouter
+from .container import LifespanContainer
+from .routing import LifespanRouter, LifespanStart
 
 App = TypeVar("App", bound=FastAPI)
 
@@ -17,6 +18,13 @@ class LifespanFastAPI(FastAPI):
     a lifespan dependency: a route, a dependency, a startup or shutdown hook, or the `lifespan`
     function after its application parameter. These are started before the application serves,
     once for each time that it is started, and stopped when it stops.
+
+    Args:
+        lifespan: FastAPI's `lifespan`.
+        lifespan_start: `"sequential"`, the default, starts one lifespan dependency after the
+            other, and stops them in reverse. `"concurrent"` starts each as soon as what it
+            depends on has started, and stops each as soon as what depends on it has stopped.
+        **options: FastAPI's other arguments.
 
     Example:
         ```python
@@ -30,21 +38,47 @@ class LifespanFastAPI(FastAPI):
         ```
     """
 
-    def __init__(self, *, lifespan: Callable[..., Any] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        lifespan: Callable[..., Any] | None = None,
+        lifespan_start: LifespanStart | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(lifespan=lifespan, **options)
-        enable_lifespan_scope(self)
+        enable_lifespan_scope(self, lifespan_start=lifespan_start)
+
+    @property
+    def lifespan_container(self) -> LifespanContainer:
+        """The running container: for schedulers, signal handlers, whatever is not a request.
+
+        It belongs to the run of the application in this event loop, the latest if there are
+        several, and gives the values that are current when it is asked.
+
+        Raises:
+            LifespanNotRunning: the application does not run in this event loop.
+
+        Example:
+            ```python
+            async def reload() -> None:
+                await app.lifespan_container.refresh(get_model)
+            ```
+        """
+        router: LifespanRouter = self.router  # type: ignore[assignment]  # made one above
+        return router.lifespan_container
 
 
-def enable_lifespan_scope(app: App) -> App:
+def enable_lifespan_scope(app: App, *, lifespan_start: LifespanStart | None = None) -> App:
     """Give an application whose class is fixed what a `LifespanFastAPI` has.
 
-    Call it before the application starts; where it stands among the routes makes no difference,
-    and a second call does nothing. Returns the application itself.
+    Call it before the application starts; where it stands among the routes makes no difference.
+    A second call changes nothing but `lifespan_start`, if it is given (see `LifespanFastAPI`).
+    Returns the application itself. Its running container is `app.router.lifespan_container`.
 
     Example:
         ```python
         app = enable_lifespan_scope(create_app())
         ```
     """
-    LifespanRouter.adopt(app.router)
+    LifespanRouter.adopt(app.router, lifespan_start)
     return app

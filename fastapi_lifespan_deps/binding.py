@@ -42,7 +42,7 @@ def bind(route: Route, bound: "dict[tuple[int, int], BoundCall]") -> None:
                 kept.append(_bound(child, domain, bound))
             elif not route.is_called:
                 key = keys[index]
-                marker = Marker(key.provider, key.place is None, key.place)
+                marker = Marker(key.provider, key.place is None, key.place, key.options)
                 kept.append(get_dependant(path=child.path or "", call=marker))
         if keys and route.is_called:
             call = dependant.call

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.routing import Host, Mount, Router
 
 from ._compat import effective_routes, is_frontend
-from .exceptions import Step
+from .exceptions import Step, name_of
 from .params import (
     NOTE,
     Key,
@@ -33,18 +33,21 @@ class Site:
     A `dependencies=[...]` entry has no parameter name: its value must be there, that is all.
     """
 
-    def __init__(self, domain: Domain, parameters: tuple[tuple[str | None, Key], ...]) -> None:
+    def __init__(
+        self, domain: Domain, parameters: tuple[tuple[str | None, Key], ...], name: str = ""
+    ) -> None:
         # FastAPI remembers, for the whole process, thousands of callables and what they are; a
         # bound one must not keep its application alive there.
         self._domain = None if domain is None else weakref.ref(domain)
         self.parameters = parameters
+        self.name = name  # of a callable that keeps its values, as a lifespan function does
 
     @property
     def domain(self) -> Domain:
         return None if self._domain is None else self._domain()
 
     def __reduce__(self) -> Any:
-        return Site, (self.domain, self.parameters)
+        return Site, (self.domain, self.parameters, self.name)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,7 +91,7 @@ class Function:
                 if marker is not None:
                     place = Place(_owner(self.function), parameter.name)
                     found.append((parameter.name, marker.key(place)))
-        object.__setattr__(self, "site", Site(self.domain, tuple(found)))
+        object.__setattr__(self, "site", Site(self.domain, tuple(found), name_of(self.function)))
 
     def declarations(self, overrides: Overrides) -> Iterator[Declaration]:
         top = Step(name_step(self.function), self.function, "runs with the lifespan")

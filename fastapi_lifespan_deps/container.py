@@ -1,23 +1,19 @@
-"""Serve: the running set of one run, its generations, and what overrides do to it."""
+"""The public view of a run: look values up, and refresh them."""
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, overload
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, get_args, overload
 
-import anyio
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 from typing_extensions import TypeVar
 
 from ._compat import overrides_provider
-from .binding import BoundCall, bind
-from .collect import Function, Route, Site
-from .exceptions import name_of
-from .generation import Generation, ended_by_itself
-from .instance import Instance, Supervisor, current_loop, logger
+from .generation import ASKED_KEY, Generation
 from .params import SCOPE_KEY, Key, not_running
-from .plan import Declaration, Domain, Node, Overrides, Plan, Planner
+from .plan import Domain
+from .run import Draining, Policy, Run
 
 T = TypeVar("T")
 D = TypeVar("D", default=None)
@@ -33,199 +29,14 @@ if TYPE_CHECKING:
     )
 
 
-class Run:
-    """One startup-to-shutdown of an application: owner of its instances and generations."""
-
-    def __init__(self, app: Any, collect: Callable[[], Iterable[Route | Function]]) -> None:
-        self.app = app
-        self.loop = current_loop()
-        self.is_serving = False
-        self.current = Generation(self, Plan({}), {}, {})
-        self._collect = collect
-        self._sources: list[Route | Function] = []
-        self._others: list[Function] = []
-        self._planner = Planner()
-        self._supervisor = Supervisor(self._crashed)
-        self._instances: dict[Node, Instance] = {}  # in start order
-        self._originals = Plan({})  # in force without overrides: kept to the end
-        self._next = Plan({})  # while it is being started
-        self._failures: dict[Node, BaseException] = {}
-        self._is_stale = False  # an update was cut short
-        self.retired: list[Generation] = []  # not current, still used by requests
-        self._lock = anyio.Lock()
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing in the application has scope "lifespan"."""
-        return not (self.current.plan.resolved or self._originals.resolved)
-
-    async def start(self, others: Iterable[Function] = ()) -> None:
-        """Collect what the application declares, and others, and start what does not run yet.
-
-        Called again when the application's own startup is over: it may have added routes.
-        Raise the first error, of a declaration or of a start.
-        """
-        for instance in self._instances.values():
-            if instance.casualty is not None:
-                raise ended_by_itself(instance.casualty)
-        self._others += others
-        known = {id(source.target) for source in self._sources}
-        self._sources = [*self._collect(), *self._others]
-        is_new = not known or any(id(source.target) not in known for source in self._sources)
-        if is_new or self.overrides_changed():
-            await self._update(strict=True)
-
-    async def apply_overrides(self) -> None:
-        """Make the overrides that are set now effective. Failures are left to the requests."""
-        await self._update(strict=False)
-
-    def overrides_changed(self) -> bool:
-        """Whether overrides are not what the current generation was made for."""
-        if self._is_stale:
-            return True
-        for domain, applied in self.current.plan.overrides.items():
-            if domain.dependency_overrides != applied:
-                return True
-        return False
-
-    def covers(self, router: Any) -> bool:
-        """Whether the routes of an application's router belong to this run."""
-        return router.dependency_overrides_provider in self.current.plan.overrides
-
-    def drain(self) -> None:
-        """Stop the instances that nothing can use any more."""
-        wanted = {*self._originals.nodes, *self._next.nodes, *self.current.plan.nodes}
-        for generation in self.retired:
-            wanted |= generation.held()
-        # not by `remove`: generations are dicts, and equal ones are not the same
-        self.retired = [generation for generation in self.retired if generation.requests]
-        gone = [instance for node, instance in self._instances.items() if node not in wanted]
-        for instance in gone:
-            del self._instances[instance.node]
-        if gone:
-            self._supervisor.retire(gone)
-
-    def release(self, generation: Generation, pinned: Scope | Site) -> None:
-        """Note that a request, or a site that kept its values, is over."""
-        generation.requests.pop(id(pinned), None)
-        if generation is not self.current:  # else it goes on needing all that it has
-            self.drain()
-
-    @contextmanager
-    def holding(self, site: Site) -> Iterator[dict[str, Any]]:
-        """Give the values of a site that keeps them, as a lifespan function does."""
-        generation = self.current
-        generation.requests[id(site)] = site
-        try:
-            yield generation[site]
-        finally:
-            self.release(generation, site)
-
-    async def close(self) -> None:
-        """Stop everything, in reverse; then raise what went wrong on the way."""
-        self._forget_values()
-        try:
-            await self._supervisor.close()
-        finally:
-            self._forget_values()
-
-    async def _update(self, *, strict: bool) -> None:
-        async with self._lock:
-            if not (strict or self.overrides_changed()):
-                return  # another request has seen to it
-            self._is_stale = True
-            overrides = self._overrides()
-            plan = self._next = self._plan(overrides)
-            self._originals = plan
-            if any(overrides.values()):
-                self._originals = self._plan({domain: {} for domain in overrides})
-            for error in plan.errors:
-                if strict:
-                    raise error
-                logger.error("A dependency override is not valid", exc_info=error)
-            if strict:  # overrides change nothing in what serves the routes
-                bound: dict[tuple[int, int], BoundCall] = {}
-                for source in self._sources:
-                    if isinstance(source, Route):
-                        bind(source, bound)
-            self._failures = {}
-            await self._start(plan, strict)
-            self.retired.append(self.current)
-            self.current = Generation(self, plan, self._instances, self._failures)
-            self._is_stale = False
-            self.drain()
-
-    def _overrides(self) -> dict[Domain, Overrides]:
-        domains = {source.domain: None for source in self._sources if source.domain is not None}
-        return {domain: dict(domain.dependency_overrides) for domain in (self.app, *domains)}
-
-    def _plan(self, overrides: dict[Domain, Overrides]) -> Plan:
-        errors: list[Exception] = []
-        plan = self._planner.plan(self._declarations(overrides, errors), overrides)
-        plan.errors += errors
-        return plan
-
-    def _declarations(
-        self, overrides: dict[Domain, Overrides], errors: list[Exception]
-    ) -> Iterator[Declaration]:
-        for source in self._sources:
-            try:
-                yield from source.declarations(overrides.get(source.domain, {}))
-            except Exception as error:  # a wrong override is no other route's trouble
-                errors.append(error)
-
-    async def _start(self, plan: Plan, strict: bool) -> None:
-        for node in plan.nodes:
-            broken = [child for child in node.dependencies if child in self._failures]
-            if broken:
-                self._failures[node] = self._failures[broken[0]]
-            elif node not in self._instances:
-                try:
-                    await self._start_node(node)
-                except Exception as error:
-                    if strict:
-                        raise
-                    logger.error("`%s` failed to start", name_of(node.provider), exc_info=error)
-                    # in no name here: the error's traceback leads here, and would never be freed
-                    self._failures[node] = error
-
-    async def _start_node(self, node: Node) -> None:
-        dependencies = [self._instances[child] for child in node.dependencies]
-        instance = Instance(node, dependencies, self._supervisor)
-        if instance.casualty is not None:
-            raise ended_by_itself(instance.casualty)
-        arguments = {
-            name: self.app if child is None else self._instances[child].value
-            for name, child in node.arguments
-        }
-        try:
-            await self._supervisor.start(instance, arguments)
-        except BaseException:
-            if instance.started:  # it got as far as that before it was cancelled
-                self._instances[node] = instance
-            raise
-        self._instances[node] = instance
-
-    def _crashed(self, instance: Instance) -> None:
-        logger.error(
-            "`%s` ended by itself while serving",
-            name_of(instance.node.provider),
-            exc_info=instance.error,
-        )
-        self._forget_values()
-
-    def _forget_values(self) -> None:
-        """Let each site be worked out anew, and be found without what is gone."""
-        for generation in (self.current, *self.retired):
-            generation.clear()
-
-
 class LifespanContainer:
-    """The running set of an application's lifespan dependencies, as one request sees it.
+    """The running set of an application's lifespan dependencies.
 
-    Inject it with `Depends(get_container)` to look a value up by its provider. It belongs to
-    the request that it was injected into, and to the event loop of the application: use it
-    neither later nor from another thread.
+    Inject it with `Depends(get_container)`: then it belongs to the request, and gives the values
+    that the request itself sees, until the request asks for a refresh. `app.lifespan_container`
+    belongs to nobody, and gives the latest values; these may be stopped when the next ones come.
+
+    Use it in the event loop of the application, not in another thread, and not later.
 
     Example:
         ```python
@@ -237,9 +48,71 @@ class LifespanContainer:
         ```
     """
 
-    def __init__(self, generation: Generation, domain: Domain) -> None:
-        self._generation = generation
+    def __init__(self, run: Run, domain: Domain, scope: Scope | None = None) -> None:
+        self._run = run
         self._domain = domain
+        self._scope = scope
+        self._pinned: Generation | None = None if scope is None else scope[SCOPE_KEY]
+
+    @property
+    def _generation(self) -> Generation:
+        if self._pinned is None or self._scope is None or ASKED_KEY in self._scope:
+            return self._run.current
+        return self._pinned
+
+    async def refresh(
+        self,
+        provider: Callable[..., Any],
+        *,
+        policy: Policy = "availability_preserving",
+        drain_timeout: float | timedelta | None = None,
+    ) -> Draining:
+        """Put a fresh instance of a lifespan dependency in the place of the one that serves.
+
+        What depends on it is started anew as well; everything else is left alone. Then one switch
+        gives all the new values to the requests that arrive from then on, and this returns. An
+        old instance goes on for the requests that may still use it, and stops, dependents first,
+        when the last of them has ended.
+
+        It runs in a task of its own: if the caller is cancelled, the refresh goes on. While a
+        dependency is being refreshed, other calls for it join that refresh, with its policy and
+        time limit. If it is overridden, its override is refreshed; if it has died, or a refresh
+        has failed to bring it back, it comes back.
+
+        Args:
+            provider: the callable given to `Depends(..., scope="lifespan")`.
+            policy: `"availability_preserving"` starts the new before it stops the old. With
+                `"resource_preserving"`, for when there is no room for two, the requests that use
+                the old end first, it stops, and then the new starts. Meanwhile requests that need
+                it are answered 503 with `Retry-After`, WebSockets closed with code 1013.
+            drain_timeout: seconds, or a `timedelta`, after which the old instances are stopped
+                even if requests still use them; a warning names their routes. By default this
+                waits as long as it takes.
+
+        Returns:
+            A `Draining`: `await draining.wait()` waits until the old instances have stopped.
+
+        Raises:
+            RefreshError: the application does not serve, or does not declare the dependency; or,
+                with `"resource_preserving"`, whoever asks would have to end first.
+            Exception: what the start raises. The old values serve on; with
+                `"resource_preserving"` requests are answered 503 until another refresh succeeds.
+
+        Example:
+            ```python
+            @app.post("/admin/reload")
+            async def reload(
+                container: Annotated[LifespanContainer, Depends(get_container)],
+            ) -> str:
+                await container.refresh(get_model)
+                return container[get_model].version
+            ```
+        """
+        if policy not in get_args(Policy):
+            raise ValueError(f"policy={policy!r}: use one of {', '.join(get_args(Policy))}")
+        if isinstance(drain_timeout, timedelta):
+            drain_timeout = drain_timeout.total_seconds()
+        return await self._run.refresh(provider, policy, drain_timeout, self._scope)
 
     @overload
     def __getitem__(self, provider: type[T]) -> T: ...
@@ -293,7 +166,7 @@ async def get_container(connection: HTTPConnection) -> LifespanContainer:
     generation: Generation | None = scope.get(SCOPE_KEY)
     if generation is None:
         raise not_running(get_container, connection)
-    return LifespanContainer(generation, overrides_provider(scope))
+    return LifespanContainer(generation.run, overrides_provider(scope), scope)
 
 
 get_container.__lifespan_container__ = True  # type: ignore[attr-defined]  # read by collect.py

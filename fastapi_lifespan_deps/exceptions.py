@@ -10,6 +10,7 @@ from traceback import format_exception
 from typing import Any
 
 from fastapi import exceptions as fastapi_exceptions
+from fastapi.exceptions import HTTPException
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,71 @@ class UninitializedLifespanDependency(LifespanDependencyError):
             f"There is no value of `{name_of(provider)}` ({where(provider)}) for this request: "
             f"{problem}. {advice}"
         )
+
+
+class UnavailableLifespanDependency(UninitializedLifespanDependency, HTTPException):
+    """The value of a lifespan dependency is not there for now: it is being replaced.
+
+    Raised to requests while a resource-preserving refresh is under way, and after it has failed,
+    until another one succeeds. FastAPI answers 503 with `Retry-After`; a WebSocket is closed with
+    code 1013. `provider` is the dependency, `retry_after` the seconds that the client is told.
+    """
+
+    def __init__(
+        self, provider: Callable[..., Any], problem: str, advice: str, retry_after: int
+    ) -> None:
+        self.retry_after = retry_after
+        UninitializedLifespanDependency.__init__(self, provider, problem, advice)
+        HTTPException.__init__(self, 503, headers={"Retry-After": str(retry_after)})
+
+    def __str__(self) -> str:  # the answer's detail is another thing
+        return str(self.args[0])
+
+
+class LifespanTimeout(LifespanDependencyError, TimeoutError):
+    """A lifespan dependency took longer to start or stop than its declaration allows.
+
+    A start that was cut off fails the startup, or the refresh; the error of a stop is logged and
+    raised at shutdown. `provider` is the dependency, `seconds` its limit, `path` the steps to it.
+    """
+
+    def __init__(
+        self, provider: Callable[..., Any], step: str, seconds: float, path: Sequence[Step]
+    ) -> None:
+        self.provider = provider
+        self.seconds = seconds
+        self.path = tuple(path)
+        super().__init__(
+            f"`{name_of(provider)}` did not {step} within {seconds:g} seconds "
+            f"({step}_timeout={seconds}), and was cancelled.\n\n{draw(path)}\n\n"
+            f"Give it more time, or find out what it waits for."
+        )
+
+
+class RefreshError(LifespanDependencyError):
+    """A refresh cannot be made now, or cannot be waited for here.
+
+    Raised by `LifespanContainer.refresh` before anything is touched, or when the application
+    stops meanwhile; and by `Draining.wait`. `provider` is the dependency.
+    """
+
+    def __init__(
+        self,
+        provider: Callable[..., Any],
+        problem: str,
+        advice: str,
+        *,
+        asked: str = "cannot be refreshed",
+    ) -> None:
+        self.provider = provider
+        super().__init__(f"`{name_of(provider)}` {asked}: {problem}. {advice}")
+
+
+class LifespanNotRunning(LifespanDependencyError):
+    """The running container was asked for where there is none. Raised by `lifespan_container`."""
+
+    def __init__(self, problem: str, advice: str) -> None:
+        super().__init__(f"There is no lifespan container: {problem}. {advice}")
 
 
 def together(

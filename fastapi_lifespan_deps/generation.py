@@ -1,20 +1,54 @@
 """A generation: one consistent set of live values, and the requests that are pinned to it."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fastapi.dependencies.models import Dependant
 from starlette.types import Scope
 
-if TYPE_CHECKING:
-    from .container import Run
-
-from ._compat import exit_stack, matched_dependant, overrides_provider
+from ._compat import matched_dependant, overrides_provider, route_label
 from .collect import Site, declared
-from .exceptions import UninitializedLifespanDependency
-from .instance import Instance
-from .params import Key, Marker
+from .exceptions import UnavailableLifespanDependency, UninitializedLifespanDependency
+from .instance import Instance, ended_by_itself
+from .params import Key
 from .plan import Domain, Node, Plan
+
+# The requests in whose code we are: the innermost one's scope, and those that it is sent by.
+requesting: "ContextVar[tuple[Scope, Any] | None]" = ContextVar(
+    "fastapi_lifespan_deps_requesting", default=None
+)
+
+# Set in the scope of a request that has asked for a refresh.
+ASKED_KEY = "fastapi_lifespan_deps_asked"
+
+
+def asking() -> Iterator[Scope]:
+    """The scopes of the requests in whose code we are, innermost first."""
+    link = requesting.get()
+    while link is not None:
+        scope, link = link
+        yield scope
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """Why a node has no instance: a refresh has stopped it, and not started it again."""
+
+    retry_after: int
+    failure: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What a route may use: the instances that it declares, and through the container any."""
+
+    dependant: Dependant
+    instances: frozenset[Instance]
+    takes_container: bool
 
 
 class Generation(dict[Site, dict[str, Any]]):
@@ -26,17 +60,21 @@ class Generation(dict[Site, dict[str, Any]]):
 
     def __init__(
         self,
-        run: "Run",
+        run: Any,
         plan: Plan,
-        instances: dict[Node, Instance],
-        failures: dict[Node, BaseException],
+        instances: Mapping[Node, Instance],
+        failures: Mapping[Node, BaseException],
+        withdrawn: Mapping[Node, Withdrawn],
     ) -> None:
         self.run = run
         self.plan = plan
         self.instances = {node: instances[node] for node in plan.nodes if node in instances}
         self.failures = failures
+        self.withdrawn = withdrawn
         # What is pinned to it, by id. A scope tells what route the request is on.
-        self.requests: dict[int, Scope | Site] = {}
+        self.pinned: dict[int, Scope | Site] = {}
+        self._everything = frozenset(self.instances.values())
+        self._reaches: dict[int, Reach] = {}
         # A synchronous endpoint asks in a worker thread; what dies meanwhile must not be kept.
         self._lock = Lock()
 
@@ -72,6 +110,8 @@ class Generation(dict[Site, dict[str, Any]]):
         if not isinstance(found, Node):
             raise self._failed(key, "the override that is in force is not valid") from found
         instance = self.instances.get(found)
+        if instance is None and found in self.withdrawn:
+            raise self._withdrawn(key, self.withdrawn[found])
         if instance is None:
             raise self._failed(key, "it failed to start") from self.failures.get(found)
         if instance.casualty is not None:
@@ -80,79 +120,101 @@ class Generation(dict[Site, dict[str, Any]]):
             raise UninitializedLifespanDependency(
                 key.provider,
                 "it has been stopped",
-                "The application is stopping, or another override is in force and nobody knew that "
-                "this request would need the old value.",
+                "The application is stopping, or a refresh or another override has replaced it and "
+                "nobody knew, or waited any longer, for this request to use the old value.",
             )
         return instance.value
 
-    async def marked_value(self, marker: Marker, scope: Scope) -> Any:
-        """The value for a marker that FastAPI calls itself, where the route was not bound."""
-        if marker.use_cache or marker.place:
-            key = Key(marker.provider, marker.place)
-            generation = self
-            if (overrides_provider(scope), key) not in self.plan.resolved:
-                # FastAPI takes the override that is there when it gets to it. If that was set
-                # after the request arrived, the request is pinned to its values as well.
-                if self.run.overrides_changed():
-                    await self.run.apply_overrides()
-                generation = self.run.current
-                if generation is not self:
-                    # A middleware may have copied the scope: only FastAPI knows when it ends.
-                    generation.requests[id(scope)] = scope
-                    exit_stack(scope).callback(self.run.release, generation, scope)
-            return generation.value(overrides_provider(scope), key)
-        raise UninitializedLifespanDependency(
-            marker.provider,
-            "it has use_cache=False, and its place is not known here: the route, or another one "
-            "of the same router, was added while the application served, or the declaration "
-            "stands in a dependency override",
-            "Add routes before the application starts, or use the default use_cache=True.",
+    def holders(self, instances: Collection[Instance]) -> list[Scope | Site]:
+        """What is pinned and may still use one of the instances."""
+        return [
+            pinned
+            for pinned in self.pinned.values()
+            if not self.reached(pinned).isdisjoint(instances)
+        ]
+
+    def is_held(self, instance: Instance) -> bool:
+        return any(instance in self.reached(pinned) for pinned in self.pinned.values())
+
+    @property
+    def has_unmatched(self) -> bool:
+        """Whether a request that is pinned has not got to its route."""
+        return any(
+            not isinstance(pinned, Site) and self.reach(pinned) is None
+            for pinned in self.pinned.values()
         )
 
-    def held(self) -> set[Node]:
-        """The nodes that the pinned requests can reach."""
-        nodes: set[Node] = set()
-        for pinned in list(self.requests.values()):
-            for target in self._targets(pinned):
-                if target is None:
-                    return set(self.plan.nodes)
-                found = self.plan.resolved.get(target)
-                if isinstance(found, Node):
-                    _add_with_dependencies(found, nodes)
-        return nodes
+    def reached(self, pinned: Scope | Site) -> frozenset[Instance]:
+        """The instances that what is pinned may still use.
 
-    def _targets(self, pinned: Scope | Site) -> Iterator[tuple[Domain, Key] | None]:
-        """What a request may still ask for; None: anything."""
+        A request that has asked for a refresh lets go of what it could get from its container
+        only, or by going on to its route.
+        """
         if isinstance(pinned, Site):
-            yield from ((pinned.domain, key) for _, key in pinned.parameters)
-        elif (dependant := matched_dependant(pinned)) is None:  # it has not got to its route
-            yield None
-        else:
-            domain = overrides_provider(pinned)
+            return self._resolved((pinned.domain, key) for _, key in pinned.parameters)
+        reach = self.reach(pinned)
+        if (reach is None or reach.takes_container) and ASKED_KEY not in pinned:
+            return self._everything
+        return frozenset() if reach is None else reach.instances
+
+    def reach(self, scope: Scope) -> Reach | None:
+        """What the route of a request may use; None while it has not got to its route."""
+        dependant = matched_dependant(scope)
+        if dependant is None:
+            return None
+        reach = self._reaches.get(id(dependant))
+        if reach is None:
+            domain = overrides_provider(scope)
             overrides = self.plan.overrides.get(domain, {})
-            for declaration in declared(dependant, domain, overrides):
-                key = declaration.key
-                yield None if key is None else (declaration.domain, key)
+            found = list(declared(dependant, domain, overrides))
+            instances = self._resolved((one.domain, one.key) for one in found if one.key)
+            takes_container = any(one.key is None for one in found)
+            reach = self._reaches[id(dependant)] = Reach(dependant, instances, takes_container)
+        return reach
+
+    def _resolved(self, keys: Iterable[tuple[Domain, Key]]) -> frozenset[Instance]:
+        found = (self.plan.resolved.get(target) for target in keys)
+        nodes = (node for node in found if isinstance(node, Node))
+        return with_all(
+            (self.instances[node] for node in nodes if node in self.instances),
+            lambda instance: instance.dependencies,
+        )
 
     def _failed(self, key: Key, problem: str) -> UninitializedLifespanDependency:
         return UninitializedLifespanDependency(
             key.provider, problem, "The exception that caused this one says why."
         )
 
+    def _withdrawn(self, key: Key, withdrawn: Withdrawn) -> UnavailableLifespanDependency:
+        if withdrawn.failure is None:
+            problem, advice = "it is being refreshed", "Try again when that is done."
+        else:
+            problem = "a refresh has stopped it, and failed to start it again"
+            advice = "The exception that caused this one says why. Refresh it again."
+        error = UnavailableLifespanDependency(key.provider, problem, advice, withdrawn.retry_after)
+        error.__cause__ = withdrawn.failure
+        return error
 
-def ended_by_itself(instance: Instance) -> UninitializedLifespanDependency:
-    """The error of what needs an instance that died."""
-    error = UninitializedLifespanDependency(
-        instance.node.provider,
-        "it ended by itself while serving",
-        "It is not started again. The exception that caused this one, if any, says what happened.",
+
+def with_all(
+    instances: Iterable[Instance], neighbours: Callable[[Instance], Iterable[Instance]]
+) -> frozenset[Instance]:
+    """Instances and their neighbours, the neighbours of these, and so on."""
+    found: set[Instance] = set()
+    left = list(instances)
+    while left:
+        instance = left.pop()
+        if instance not in found:
+            found.add(instance)
+            left += neighbours(instance)
+    return frozenset(found)
+
+
+def labels(pinned: Iterable[Scope | Site]) -> str:
+    """The routes of requests, and what else holds values, for a person to read."""
+    counted = Counter(
+        f"`{one.name}`" if isinstance(one, Site) else route_label(one) for one in pinned
     )
-    error.__cause__ = instance.error
-    return error
-
-
-def _add_with_dependencies(node: Node, nodes: set[Node]) -> None:
-    if node not in nodes:
-        nodes.add(node)
-        for dependency in node.dependencies:
-            _add_with_dependencies(dependency, nodes)
+    return ", ".join(
+        f"{label} ({count} requests)" if count > 1 else label for label, count in counted.items()
+    )

@@ -1,4 +1,4 @@
-"""Start and stop: one live value, and the one task that owns it from entry to exit."""
+"""Start and stop: one live value, and the one task that owns it."""
 
 import asyncio
 import logging
@@ -13,23 +13,33 @@ from contextlib import (
     contextmanager,
     suppress,
 )
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from functools import partial
 from inspect import isasyncgenfunction, iscoroutine, iscoroutinefunction, isgeneratorfunction
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from anyio import (
     CancelScope,
     CapacityLimiter,
     Event,
+    current_time,
     from_thread,
     get_cancelled_exc_class,
     to_thread,
 )
 
-from .exceptions import name_of, together, where
+from .exceptions import (
+    LifespanTimeout,
+    Step,
+    UninitializedLifespanDependency,
+    name_of,
+    together,
+    where,
+)
 from .plan import Node
 from .signature import underlying
+
+T = TypeVar("T")
 
 logger = logging.getLogger("fastapi_lifespan_deps")
 
@@ -38,29 +48,43 @@ MAX_THREADS = 8
 
 
 class Instance:
-    """One live value. Its task enters the provider, waits to be stopped, and leaves it.
+    """One live value. Its task waits for what it depends on, enters the provider, waits to be
+    stopped, then for what depends on it, and leaves.
 
     The task never raises: what goes wrong is kept in `error`.
     """
 
     def __init__(
-        self, node: Node, dependencies: list["Instance"], supervisor: "Supervisor"
+        self,
+        node: Node,
+        arguments: dict[str, Any],
+        supervisor: "Supervisor",
+        path: tuple[Step, ...] = (),
+        start_timeout: float | None = None,
+        stop_timeout: float | None = None,
     ) -> None:
         self.node = node
-        self.dependencies = dependencies
         self.value: Any = None
         self.error: BaseException | None = None
         self.started = False
+        self.start_seconds = 0.0  # how long that took
+        self.given_up = False  # nobody waits for the start any more
         # What ended by itself: this instance, or one that it depends on.
         self.casualty: Instance | None = None
-        self.inherit_casualty()
         self.settled = Event()  # started, or failed to
         self.ended = Event()
-        self._stop = Event()
+        self.dependencies = [other for other in arguments.values() if isinstance(other, Instance)]
+        self.dependents: set[Instance] = set()  # that have begun and not ended
+        self.companions: list[Instance] = []  # that are given up if this one fails to start
+        self._arguments = arguments
         self._supervisor = supervisor
+        self._path = path
+        self._start_timeout = start_timeout
+        self._stop_timeout = stop_timeout
+        self._stop = Event()
         # Both are opened before the provider is entered and closed after it was left: a
         # provider may open scopes of its own, and scopes must nest.
-        self._starting = CancelScope()  # cancelled to give up a start; no effect afterwards
+        self._starting = CancelScope()  # cancelled to cut off a start; no effect afterwards
         self._living = CancelScope()  # shields what started from every cancellation around it
 
     @property
@@ -68,29 +92,63 @@ class Instance:
         """Whether the value may be used."""
         return self.started and not self._stop.is_set() and not self.ended.is_set()
 
-    async def run(self, context: AbstractAsyncContextManager[Any]) -> None:
+    @property
+    def is_stopping(self) -> bool:
+        return self._stop.is_set()
+
+    async def run(self) -> None:
         """Own the value from entry to exit; the body of the instance's task."""
-        name = name_of(self.node.provider)
+        provider = self.node.provider
+        name = name_of(provider)
+        current_instance.set(self)
         try:
-            logger.debug("Starting `%s`", name)
             with self._starting, self._living:
-                async with context as self.value:
+                await self._until_dependencies_started()
+                began = current_time()
+                if self._start_timeout is not None:
+                    self._starting.deadline = began + self._start_timeout
+                logger.debug("Starting `%s`", name)
+                async with self._entered() as self.value:
                     self._living.shield = True
                     self.started = True
+                    self.start_seconds = current_time() - began
                     self.settled.set()
                     logger.debug("Started `%s`", name)
                     try:
                         await self._until_stopped()
                     finally:
                         self.value = None
+                        if self._stop_timeout is not None:
+                            self._living.deadline = current_time() + self._stop_timeout
                     logger.debug("Stopping `%s`", name)
             logger.debug("Stopped `%s`", name)
+        except _DependencyFailed as error:
+            self.error = error.failure
         except BaseException as error:
-            step = "start" if not self.started else "stop" if self._stop.is_set() else "serve"
-            error.add_note(f"`{name}` ({where(self.node.provider)}) failed to {step}")
+            step = "start" if not self.started else "serve" if self.casualty is self else "stop"
+            error.add_note(f"`{name}` ({where(provider)}) failed to {step}")
             self.error = error
         finally:
+            self._note_timeout()
             self.end()
+
+    async def _until_dependencies_started(self) -> None:
+        for other in self.dependencies:
+            await other.settled.wait()
+            if not other.started:
+                raise _DependencyFailed(other.error)
+        self.inherit_casualty()
+        if self.casualty is not None:
+            raise _DependencyFailed(ended_by_itself(self.casualty))
+
+    def _entered(self) -> AbstractAsyncContextManager[Any]:
+        provider = self.node.provider
+        arguments = {
+            name: other.value if isinstance(other, Instance) else other
+            for name, other in self._arguments.items()
+        }
+        call = partial(provider, **arguments)
+        return entered(call, underlying(provider), self._supervisor.threads)
 
     async def _until_stopped(self) -> None:
         try:
@@ -100,19 +158,49 @@ class Instance:
             # provider itself: its task group failed, its time was up. The value is dead, and
             # leaving raises why. Or asyncio ends and cancels every task: stay till it's our turn.
             if not self._supervisor.is_closing:
+                self._die()
                 raise
             with suppress(get_cancelled_exc_class()):
                 await finished(self._stop)
+        for other in list(self.dependents):
+            with suppress(get_cancelled_exc_class()):
+                await finished(other.ended)
+
+    def _note_timeout(self) -> None:
+        if not self.started:
+            cut_off = self._starting.cancel_called and not self.given_up
+            step, seconds = "start", self._start_timeout
+        else:
+            cut_off = self._living.cancel_called
+            step, seconds = "stop", self._stop_timeout
+        if cut_off and seconds is not None:
+            cause = self.error if isinstance(self.error, Exception) else None
+            self.error = LifespanTimeout(self.node.provider, step, seconds, self._path)
+            self.error.__cause__ = cause
 
     def end(self) -> None:
         """Note that the task is over. It may have been cancelled before it began."""
         if self.ended.is_set():
             return
+        if not self.started and not self.given_up:
+            if self.error is None or isinstance(self.error, get_cancelled_exc_class()):
+                # Nobody has cancelled whoever waits for it: it must not look so.
+                name = name_of(self.node.provider)
+                self.error = RuntimeError(f"`{name}` was cancelled while it started")
+            for other in self.companions:
+                other.give_up_start()
+        self.companions = []
         self.settled.set()
         self.ended.set()
-        if self.started and not self._stop.is_set():
-            self.casualty = self
-            self._supervisor.crashed(self)
+        for other in self.dependencies:
+            other.dependents.discard(self)
+        if self.started and not self.is_stopping:
+            self._die()
+        self._supervisor.ended(self)
+
+    def _die(self) -> None:
+        self.casualty = self
+        self._supervisor.died(self)
 
     def inherit_casualty(self) -> None:
         """Be a casualty if something that it depends on is one."""
@@ -121,32 +209,57 @@ class Instance:
 
     def give_up_start(self) -> None:
         """Cancel the start. If it got as far as its value, it counts as started nevertheless."""
-        self._starting.cancel()
-
-    async def stop(self) -> None:
-        """Let the code after `yield` run, to its end; what it raises is kept in `error`."""
         if not self.settled.is_set():
-            self.give_up_start()
+            self.given_up = True
+            self._starting.cancel()
+
+    def ask_to_stop(self) -> None:
+        """Let the code after `yield` run, once what depends on it has ended."""
+        self.give_up_start()
         self._stop.set()
-        await finished(self.ended)
+
+
+# The instance whose provider is being run, also in the tasks that it starts.
+current_instance: ContextVar[Instance] = ContextVar("fastapi_lifespan_deps_instance")
+
+
+class _DependencyFailed(Exception):
+    """Something that an instance depends on has not started, for the reason that is given."""
+
+    def __init__(self, failure: BaseException | None) -> None:
+        self.failure = failure
+
+
+def ended_by_itself(instance: Instance) -> UninitializedLifespanDependency:
+    """The error of what needs an instance that died."""
+    error = UninitializedLifespanDependency(
+        instance.node.provider,
+        "it ended by itself while serving",
+        "A refresh starts it again. The exception that caused this one, if any, says what "
+        "happened.",
+    )
+    error.__cause__ = instance.error
+    return error
 
 
 class Supervisor:
     """Starts the instances of a run, and stops them in reverse, whatever happens.
 
-    Its task, like theirs, belongs to the event loop, not to the task that started the
+    Its tasks, like theirs, belong to the event loop, not to the task that started the
     application: a run may be entered in one task and left in another.
     """
 
-    def __init__(self, on_crash: Callable[[Instance], None]) -> None:
-        self._on_crash = on_crash
-        self._instances: list[Instance] = []  # in start order, until they have ended
+    def __init__(self, on_death: Callable[[], None], *, concurrent: bool) -> None:
+        self.instances: list[Instance] = []  # that have begun and not ended, in start order
+        self.threads = CapacityLimiter(MAX_THREADS)
+        self._concurrent = concurrent
+        self._on_death = on_death
         self._errors: list[BaseException] = []
         self._task: object = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._closing = Event()
+        self._works: set[Work[Any]] = set()
+        self.closing = Event()
         self._closed = Event()
-        self._threads = CapacityLimiter(MAX_THREADS)
         # What starts later, for a request, is not that request's.
         self._context = copy_context()
 
@@ -154,52 +267,52 @@ class Supervisor:
     def is_closing(self) -> bool:
         """Whether the run ends, or the event loop under it."""
         cancelled = isinstance(self._task, asyncio.Task) and self._task.cancelling() > 0
-        return cancelled or self._closing.is_set()
+        return cancelled or self.closing.is_set()
 
-    async def start(self, instance: Instance, arguments: dict[str, Any]) -> None:
-        """Start an instance and wait for its value. Raise what the provider raises.
+    async def start(self, instances: list[Instance], *, all_or_none: bool) -> None:
+        """Start instances, given in start order, and wait until each has started or failed.
 
-        Cancelled, it returns when the start is over; `instance.started` tells how it ended.
+        With `all_or_none`, the first that fails gives up those that have not started yet.
         """
-        provider = instance.node.provider
-        if self.is_closing:
-            raise RuntimeError(f"`{name_of(provider)}` cannot start: the application stops")
-        if self._task is None:
-            self._task = self.spawn(self._supervise, self._closed.set, "lifespan dependencies")
-        self._instances.append(instance)
-        context = entered(partial(provider, **arguments), underlying(provider), self._threads)
-        self.spawn(partial(instance.run, context), instance.end, name_of(provider))
-        cancelled: BaseException | None = None
-        try:
+        for instance in instances:
+            if self.is_closing:
+                name = name_of(instance.node.provider)
+                raise RuntimeError(f"`{name}` cannot start: the application stops")
+            if self._task is None:
+                self._task = self.spawn(self._supervise, self._closed.set, "lifespan dependencies")
+            if all_or_none:
+                instance.companions = instances
+            for other in instance.dependencies:
+                other.dependents.add(instance)
+            self.instances.append(instance)
+            self.spawn(instance.run, instance.end, name_of(instance.node.provider))
+            if not self._concurrent:
+                await instance.settled.wait()
+                if all_or_none and not instance.started:
+                    return
+        for instance in instances:
             await instance.settled.wait()
-        except BaseException as error:
-            cancelled = error
-            instance.give_up_start()
-            with suppress(get_cancelled_exc_class()):
-                await finished(instance.settled)
-        if not instance.started and instance in self._instances:
-            self._instances.remove(instance)
-        if cancelled is not None:
-            if isinstance(instance.error, Exception):
-                together(cancelled, [instance.error])
-            raise cancelled
-        if not instance.started:
-            failure, instance.error = instance.error, None
-            if failure is None or isinstance(failure, get_cancelled_exc_class()):
-                # Nobody has cancelled the caller: it must not look so.
-                failure = RuntimeError(f"`{name_of(provider)}` was cancelled while it started")
-            try:
-                raise failure
-            finally:
-                # The traceback leads to these frames: they would keep each other, and with them
-                # the values that they know of, until the garbage collector comes.
-                del failure
 
-    def crashed(self, instance: Instance) -> None:
-        """Tell those that depend on an instance, and the run, that it ended by itself."""
-        for other in self._instances:  # in start order: what it depends on has been told
+    def died(self, instance: Instance) -> None:
+        """Tell what depends on an instance, and the run, that it ends by itself."""
+        for other in self.instances:  # in start order: what it depends on has been told
             other.inherit_casualty()
-        self._on_crash(instance)
+        self._on_death()
+
+    def ended(self, instance: Instance) -> None:
+        """Note what went wrong at the end of an instance; `close` raises it."""
+        if instance in self.instances:
+            self.instances.remove(instance)
+        name, error = name_of(instance.node.provider), instance.error
+        if instance.casualty is instance:
+            logger.error("`%s` ended by itself while serving", name, exc_info=error)
+        elif not instance.started:
+            # whoever wanted the start is told; if that is nobody any more, there is `close`
+            error = error if instance.given_up and isinstance(error, Exception) else None
+        elif error is not None and not self.is_closing:
+            logger.error("`%s` failed to stop", name, exc_info=error)
+        if error is not None:
+            self._errors.append(error)
 
     def retire(self, instances: list[Instance]) -> None:
         """Stop some instances in the background, in reverse; errors are raised at the end."""
@@ -208,11 +321,14 @@ class Supervisor:
 
     async def close(self) -> None:
         """Stop everything in reverse, whatever happens to the caller; raise what went wrong."""
-        self._closing.set()
+        self.closing.set()
         cancelled = None
+        waiting = [work.done for work in self._works]
         if self._task is not None:
+            waiting.append(self._closed)
+        for event in waiting:
             try:
-                await finished(self._closed)
+                await finished(event)
             except get_cancelled_exc_class() as error:
                 cancelled = error
         failure = together(cancelled, self._errors)
@@ -221,7 +337,21 @@ class Supervisor:
             try:
                 raise failure
             finally:
-                del failure, cancelled  # see `start`
+                # The traceback leads to these frames: they would keep each other, and with them
+                # the values that they know of, until the garbage collector comes.
+                del failure, cancelled
+
+    def work(self, function: Callable[[], Coroutine[Any, Any, T]], name: str) -> "Work[T]":
+        """Do something in a task of its own; `close` waits for it."""
+        work = Work(function)
+
+        def end() -> None:
+            work.done.set()
+            self._works.discard(work)
+
+        self._works.add(work)
+        self.spawn(work.run, end, name)
+        return work
 
     def spawn(
         self, function: Callable[[], Coroutine[Any, Any, None]], end: Callable[[], None], name: str
@@ -248,25 +378,49 @@ class Supervisor:
 
     async def _supervise(self) -> None:
         try:
-            await self._closing.wait()
+            await self.closing.wait()
         finally:  # closing, or cancelled because the event loop is being torn down
-            self._closing.set()
+            self.closing.set()
             with CancelScope(shield=True):
-                await self._stop(list(self._instances))
+                await self._stop(list(self.instances))
 
     async def _stop(self, instances: list[Instance]) -> None:
-        for instance in reversed(instances):
+        order = instances[::-1]
+        if self._concurrent:  # each waits for its dependents by itself
+            for instance in order:
+                instance.ask_to_stop()
+        for instance in order:
+            instance.ask_to_stop()
             # asyncio may cancel this task once more; the rest is to be stopped all the same
             with suppress(get_cancelled_exc_class()):
-                for other in list(self._instances):
-                    if instance in other.dependencies:  # being stopped, perhaps by another call
-                        await finished(other.ended)
-            with suppress(get_cancelled_exc_class()):
-                await instance.stop()
-            if instance in self._instances:
-                self._instances.remove(instance)
-                if instance.error is not None:
-                    self._errors.append(instance.error)
+                await finished(instance.ended)
+
+
+class Work(Generic[T]):
+    """What is done in a task of its own, to its end, whatever happens to those who wait for it."""
+
+    def __init__(self, function: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self.done = Event()
+        self._function = function
+        self._result: T
+        self._error: BaseException | None = None
+
+    async def run(self) -> None:
+        """The body of the task, which never raises."""
+        try:
+            self._result = await self._function()
+        except get_cancelled_exc_class():
+            self._error = RuntimeError("the event loop ends")
+            raise
+        except BaseException as error:
+            self._error = error
+
+    async def result(self) -> T:
+        """Wait for the end. Raise what it raised."""
+        await self.done.wait()
+        if self._error is not None:
+            raise self._error
+        return self._result
 
 
 @asynccontextmanager
@@ -337,7 +491,7 @@ async def _in_thread(threads: CapacityLimiter, call: Callable[..., Any], *argume
     try:
         raise error
     finally:
-        del error  # see `Supervisor.start`
+        del error  # see `Supervisor.close`
 
 
 def _work(
@@ -368,8 +522,11 @@ async def finished(event: Event) -> None:
 
 
 def current_loop() -> object:
-    """What tells the event loops of a process apart."""
+    """What tells the event loops of a process apart. Raise `RuntimeError` where there is none."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
-        return sys.modules["trio"].lowlevel.current_trio_token()
+        trio = sys.modules.get("trio")
+        if trio is None:
+            raise
+        return trio.lowlevel.current_trio_token()

@@ -4,7 +4,9 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
+from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import Any, Literal
 
 from fastapi import Depends as FastAPIDepends
@@ -22,6 +24,7 @@ from .exceptions import (
     InvalidLifespanDependency,
     Step,
     UninitializedLifespanDependency,
+    name_of,
 )
 from .signature import Parameter, parameters, underlying
 
@@ -40,6 +43,9 @@ def Depends(
     *,
     use_cache: bool = True,
     scope: Literal["function", "request", "lifespan"] | None = None,
+    refresh_every: float | timedelta | None = None,
+    start_timeout: float | timedelta | None = None,
+    stop_timeout: float | timedelta | None = None,
     **options: Any,
 ) -> Any:
     """Declare a dependency of a path operation, of another dependency, or of a lifespan hook.
@@ -59,13 +65,25 @@ def Depends(
         use_cache: with `scope="lifespan"`, whether the whole application shares one instance
             (the default), or every place that declares it has its own.
         scope: `"lifespan"`, or one of FastAPI's own scopes, or `None`, which is FastAPI's default.
+        refresh_every: seconds, or a `timedelta`, after which a fresh instance takes the place of
+            the old one, as by `LifespanContainer.refresh`, again and again while the application
+            serves. Each wait is up to 5 % shorter or longer, so that many workers do not refresh
+            at once. A failure is logged, and the old instance goes on serving.
+        start_timeout: seconds, or a `timedelta`, that the start may take. Then it is cancelled,
+            and fails. For asynchronous dependencies only.
+        stop_timeout: the same for the code after `yield`.
         **options: FastAPI's other options, passed on untouched. None of them applies to
             `scope="lifespan"`.
+
+    `refresh_every` and the time limits belong to the dependency, wherever it is declared: where
+    one is not set, what another place sets counts, and two places that set different ones fail
+    the startup. An override has no time limits but its own; it is refreshed in the place of what
+    it overrides.
 
     Raises:
         InvalidDependencyScope: there is no such scope.
         InvalidLifespanDependency: the dependency is not callable, or an option makes no sense
-            for a lifespan dependency.
+            for it.
         DependencyScopeError: raised later, when FastAPI reads the signature that holds this
             declaration, if the dependency asks for something of a request.
 
@@ -84,27 +102,81 @@ def Depends(
     """
     if scope not in (None, "function", "request", "lifespan"):
         raise InvalidDependencyScope(scope)
+    ours = {
+        "refresh_every": refresh_every,
+        "start_timeout": start_timeout,
+        "stop_timeout": stop_timeout,
+    }
     if scope != "lifespan":
+        for option in ours:
+            if ours[option] is not None:
+                raise InvalidLifespanDependency(
+                    dependency,
+                    f'takes `{option}` with scope="lifespan" only',
+                    'Add scope="lifespan", or leave the option out.',
+                    asked=f"Depends({name_of(dependency)}, scope={scope!r})",
+                )
         return FastAPIDepends(dependency, use_cache=use_cache, scope=scope, **options)
     for option in options:
         raise InvalidLifespanDependency(
             dependency, f"does not take `{option}`", "That option is for requests: leave it out."
         )
-    return LifespanDepends(dependency, use_cache=use_cache)
+    limits = {option: _seconds(dependency, option, value) for option, value in ours.items()}
+    return LifespanDepends(dependency, use_cache=use_cache, options=Options(**limits))
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a declaration asks for beyond the value; durations in seconds."""
+
+    refresh_every: float | None = None
+    start_timeout: float | None = None
+    stop_timeout: float | None = None
+
+    def items(self) -> list[tuple[str, float]]:
+        """Those that are set."""
+        found = ((name, getattr(self, name)) for name in Options.__slots__)
+        return [(name, value) for name, value in found if value is not None]
+
+
+NO_OPTIONS = Options()
+
+
+@dataclass(frozen=True)
+class _OptionsField:
+    options: Options = NO_OPTIONS
 
 
 class LifespanDepends(params.Depends):
     """What `Depends(..., scope="lifespan")` returns; FastAPI takes it for one of its own."""
+
+    # Read by `dataclasses.replace`. Not made by `@dataclass`: FastAPI's own class is frozen in
+    # some releases only, and this one would have to be the same.
+    __dataclass_fields__ = params.Depends.__dataclass_fields__ | _OptionsField.__dataclass_fields__
+    options: Options
 
     def __init__(
         self,
         dependency: Callable[..., Any] | None = None,
         use_cache: bool = True,
         scope: Any = "lifespan",
-        **options: Any,
+        options: Options = NO_OPTIONS,
+        **others: Any,
     ) -> None:
-        super().__init__(None, use_cache=use_cache, scope=scope, **options)
+        super().__init__(None, use_cache=use_cache, scope=scope, **others)
+        self.__dict__["options"] = options
         object.__setattr__(self, "dependency", dependency)
+
+    # Python takes an `Annotated` for another that has equal metadata.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LifespanDepends) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[object, ...]:
+        return self.dependency, self.use_cache, self.scope, self.options
 
     # FastAPI copies a declaration when it infers the class from the annotation: by
     # `dataclasses.replace`, up to 0.121.2 by assigning to the copy. Both come through here.
@@ -121,7 +193,8 @@ class LifespanDepends(params.Depends):
             dependency = dependency.provider
         if dependency is not None:
             check_callable(dependency)
-            dependency = Marker(dependency, self.use_cache)
+            _check_limits(dependency, self.options)
+            dependency = Marker(dependency, self.use_cache, options=self.options)
         self.__dict__["marker"] = dependency
 
 
@@ -139,6 +212,8 @@ class Key:
 
     provider: Callable[..., Any]
     place: Place | None = None
+    # of the one declaration that this comes from; another one asks for the same value
+    options: Options = field(default=NO_OPTIONS, compare=False)
 
 
 @dataclass(frozen=True)
@@ -153,10 +228,12 @@ class Marker:
     provider: Callable[..., Any]
     use_cache: bool
     place: Place | None = None  # where it is known already (frontends)
+    options: Options = NO_OPTIONS
 
     def key(self, place: Place) -> Key:
         """What this declares, standing at `place`."""
-        return Key(self.provider, None if self.use_cache else self.place or place)
+        place_of_own = None if self.use_cache else self.place or place
+        return Key(self.provider, place_of_own, self.options)
 
     @functools.cached_property
     def __signature__(self) -> inspect.Signature:
@@ -170,7 +247,7 @@ class Marker:
         generation = connection.scope.get(SCOPE_KEY)
         if generation is None:
             raise not_running(self.provider, connection)
-        return await generation.marked_value(self, connection.scope)
+        return await generation.run.marked_value(generation, self, connection.scope)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +349,7 @@ def not_running(
     elif run.is_empty:
         problem = 'nothing had scope="lifespan" when the application started'
         advice = "Declare it in a route, or set the override that needs it before the start."
-    elif run.is_serving:
+    elif run.phase == "serving":
         problem = (
             "the request belongs to a run that has ended, or the application's middleware was "
             "built anew while it ran"
@@ -314,6 +391,32 @@ def requirement(
                 f"Give `{parameter.name}` a plain default, declare it as a lifespan dependency too"
             )
     raise DependencyScopeError(provider, parameter.name, found, [*path, step], advice)
+
+
+def _seconds(dependency: object, option: str, value: float | timedelta | None) -> float | None:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if seconds is None or (isinstance(seconds, int | float) and seconds > 0):
+        return seconds
+    raise InvalidLifespanDependency(
+        dependency,
+        f"cannot have {option}={value!r}",
+        "Give seconds, more than 0, or a timedelta.",
+    )
+
+
+def _check_limits(provider: Callable[..., Any], options: Options) -> None:
+    kind = underlying(provider)
+    if isasyncgenfunction(kind) or iscoroutinefunction(kind):
+        return
+    for option in ("start_timeout", "stop_timeout"):
+        if getattr(options, option) is not None:
+            raise InvalidLifespanDependency(
+                provider,
+                f"cannot have a {option}: it is synchronous, so it runs in a worker thread, which "
+                "nothing can cancel",
+                "Make it asynchronous, and run the part that blocks by `await "
+                "anyio.to_thread.run_sync(function, abandon_on_cancel=True)`.",
+            )
 
 
 def _is_settings(provider: Callable[..., Any]) -> bool:

@@ -5,7 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
-from .exceptions import LifespanDependencyError, Step, name_of
+from .exceptions import (
+    InvalidLifespanDependency,
+    LifespanDependencyError,
+    Step,
+    draw,
+    name_of,
+)
 from .params import NOTE, Key, Place, check_callable, check_cycle, name_step, requirements
 
 # Whose `dependency_overrides` apply: an application, or None for a router mounted on its own.
@@ -38,15 +44,28 @@ class Node:
         return [node for _, node in self.arguments if node is not None]
 
 
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A duration that a declaration asks for, and the way to that declaration."""
+
+    seconds: float
+    path: tuple[Step, ...]
+
+
 @dataclass(slots=True)
 class Plan:
     """What each key resolves to under a set of overrides, and all nodes, in start order."""
 
     overrides: dict[Domain, Overrides]
-    nodes: dict[Node, None] = field(default_factory=dict)
+    nodes: dict[Node, tuple[Step, ...]] = field(default_factory=dict)  # and a way to each
     resolved: dict[tuple[Domain, Key], Node | LifespanDependencyError] = field(default_factory=dict)
-
+    options: dict[tuple[Callable[..., Any], str], Option] = field(default_factory=dict)
     errors: list[Exception] = field(default_factory=list)
+
+    def seconds(self, provider: Callable[..., Any], option: str) -> float | None:
+        """The duration that a provider's declarations ask for by an option of `Depends`."""
+        found = self.options.get((provider, option))
+        return None if found is None else found.seconds
 
 
 class Planner:
@@ -64,15 +83,20 @@ class Planner:
             if declaration.key is None:
                 continue
             target = declaration.domain, declaration.key
-            if target not in plan.resolved:
-                try:
-                    self._resolve(plan, *target, declaration.path)
-                except LifespanDependencyError as error:
-                    plan.resolved[target] = error
-                    plan.errors.append(error)
+            if isinstance(plan.resolved.get(target), LifespanDependencyError):
+                continue
+            try:
+                self._resolve(plan, *target, declaration.path)
+            except LifespanDependencyError as error:
+                plan.resolved[target] = error
+                plan.errors.append(error)
         return plan
 
     def _resolve(self, plan: Plan, domain: Domain, key: Key, path: tuple[Step, ...]) -> Node:
+        for name, seconds in key.options.items():
+            option = plan.options.setdefault((key.provider, name), Option(seconds, path))
+            if option.seconds != seconds:
+                raise _conflict(key.provider, name, option, Option(seconds, path))
         found = plan.resolved.get((domain, key))
         if isinstance(found, Node):
             return found
@@ -93,5 +117,17 @@ class Planner:
         identity = (provider, key.place, *((name, id(node)) for name, node in arguments))
         node = self._known.setdefault(identity, Node(provider, key.place, tuple(arguments)))
         plan.resolved[domain, key] = node
-        plan.nodes[node] = None
+        plan.nodes.setdefault(node, path)
         return node
+
+
+def _conflict(
+    provider: Callable[..., Any], name: str, first: Option, second: Option
+) -> InvalidLifespanDependency:
+    return InvalidLifespanDependency(
+        provider,
+        f"has {name}={first.seconds} in one place, and {name}={second.seconds} in another:\n\n"
+        f"{draw(first.path)}\n\n{draw(second.path)}\n\n"
+        "All places share what is started",
+        f"Set {name} in one of them: the others inherit it.",
+    )

@@ -6,18 +6,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 from fastapi import APIRouter
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ._compat import hooked_router, lifespan_parts
 from .collect import Function, Route, collect_routes
-from .container import Run
-from .exceptions import together
-from .generation import Generation
+from .container import LifespanContainer
+from .exceptions import LifespanNotRunning, together
+from .generation import ASKED_KEY, Generation, requesting
 from .instance import current_loop
 from .params import ROUTER_KEY, SCOPE_KEY
+from .run import Run
+
+LifespanStart = Literal["sequential", "concurrent"]
 
 
 class LifespanRouter(APIRouter):
@@ -29,15 +32,22 @@ class LifespanRouter(APIRouter):
     lifespan_runs: list[Run]
     """The runs that are alive, several when one application is started several times at once."""
 
+    lifespan_start: LifespanStart
+
     @classmethod
-    def adopt(cls, router: APIRouter) -> None:
-        if isinstance(router, cls):
-            return
-        context = router.__dict__.pop("lifespan_context")
-        kind = type(router)
-        router.__class__ = cls if kind is APIRouter else type(kind.__name__, (cls, kind), {})
-        router.lifespan_runs = []  # type: ignore[attr-defined]  # it is one now
-        router.lifespan_context = context
+    def adopt(cls, router: APIRouter, lifespan_start: LifespanStart | None) -> None:
+        if lifespan_start not in (None, *get_args(LifespanStart)):
+            known = " or ".join(map(repr, get_args(LifespanStart)))
+            raise ValueError(f"lifespan_start={lifespan_start!r}: use {known}")
+        if not isinstance(router, cls):
+            context = router.__dict__.pop("lifespan_context")
+            kind = type(router)
+            router.__class__ = cls if kind is APIRouter else type(kind.__name__, (cls, kind), {})
+            assert isinstance(router, cls)
+            router.lifespan_runs = []
+            router.lifespan_start = "sequential"
+            router.lifespan_context = context
+        router.lifespan_start = lifespan_start or router.lifespan_start
 
     # `include_router` reads the lifespan, merges another one into it, and assigns the result;
     # user code does the same by hand. Whatever is assigned becomes a part of one `Lifespan`.
@@ -79,6 +89,27 @@ class LifespanRouter(APIRouter):
             run.app.middleware_stack = run.app.build_middleware_stack()
         run.app.middleware_stack = Pin(run.app.middleware_stack, self)
 
+    @property
+    def lifespan_container(self) -> LifespanContainer:
+        """See `LifespanFastAPI.lifespan_container`."""
+        advice = (
+            "It exists from the end of the dependencies' start to the beginning of their stop. In "
+            "tests, write `with TestClient(app):`. Of a mounted application, it is that of the "
+            "one that it is mounted in."
+        )
+        try:
+            run = self.find_run()
+        except RuntimeError:
+            problem = "there is no event loop in this thread"
+            raise LifespanNotRunning(
+                problem, "Ask in the application's event loop, in a coroutine or a callback of it."
+            ) from None
+        if run is None and self.lifespan_runs:
+            raise LifespanNotRunning("the application runs in another event loop", advice)
+        if run is None:
+            raise LifespanNotRunning("the application is not running", advice)
+        return LifespanContainer(run, run.app)
+
     def find_run(self, state: Mapping[str, Any] | None = None) -> Run | None:
         """The run that a lifespan state tells of; without one, the latest in this event loop."""
         loop = current_loop()
@@ -113,15 +144,19 @@ class Lifespan:
                 yield state
             return
 
-        run = Run(router.dependency_overrides_provider, self._sources)
+        concurrent = router.lifespan_start == "concurrent"
+        run = Run(router.dependency_overrides_provider, self._sources, concurrent=concurrent)
         async with _leaving(run, lambda: [run.close]):
             await run.start()
             with router.pinning(run):
                 async with self._hooks(run), self._user_lifespans(app, run) as state:
                     await run.start()  # what the startup of the user's code has added
                     router.pin(run)
-                    run.is_serving = True
-                    yield state if run.is_empty else {**(state or {}), SCOPE_KEY: run}
+                    run.serve()
+                    try:
+                        yield state if run.is_empty else {**(state or {}), SCOPE_KEY: run}
+                    finally:
+                        run.phase = "stopping"
 
     @asynccontextmanager
     async def _hooks(self, run: Run) -> AsyncIterator[None]:
@@ -202,17 +237,44 @@ class Pin:
         if run.overrides_changed():
             await run.apply_overrides()
         generation = run.current
+        if generation.withdrawn and scope["type"] == "websocket":
+            send = _later(send)
         scope[SCOPE_KEY] = generation
-        generation.requests[id(scope)] = scope
+        generation.pinned[id(scope)] = scope
+        sender = requesting.get()
+        requesting.set((scope, sender))
         try:
             await self.app(scope, receive, send)
         finally:
             # Another application may have passed the request on by itself, and whoever calls this
             # one may send the same scope again: nothing of it stays behind.
+            requesting.set(sender)
             scope[SCOPE_KEY] = outer
-            del generation.requests[id(scope)]
+            del generation.pinned[id(scope)]
             if generation is not run.current:
+                scope.pop(ASKED_KEY, None)
                 run.drain()
+
+
+def _later(send: Send) -> Send:
+    """Tell a WebSocket to come again, where FastAPI would answer its handshake with a 503.
+
+    Only a connection that has been accepted can be closed with a code that the client sees.
+    """
+    accepted = denied = False
+
+    async def send_or_close(message: Message) -> None:
+        nonlocal accepted, denied
+        if message["type"] == "websocket.http.response.start" and message["status"] == 503:
+            denied = True
+            if not accepted:
+                await send({"type": "websocket.accept"})
+            await send({"type": "websocket.close", "code": 1013, "reason": "Try again later"})
+        elif not denied:
+            accepted = accepted or message["type"] == "websocket.accept"
+            await send(message)
+
+    return send_or_close
 
 
 class _NoState(dict[str, Any]):
@@ -239,7 +301,7 @@ async def _leaving(
             await step()
         except BaseException as error:
             errors.append(error)
-    failure = together(failure, errors, is_serving=run.is_serving)
+    failure = together(failure, errors, is_serving=run.phase != "starting")
     if failure is not None:
         try:
             raise failure

@@ -790,10 +790,10 @@ async def test_overrides_switch_under_load(scope: str) -> None:
 
     def make(name: str) -> Callable[..., AsyncIterator[Thing]]:
         async def provide() -> AsyncIterator[Thing]:
+            await anyio.lowlevel.checkpoint()  # given up here if the override is gone by now
             thing = Thing(name)
             living.add(thing)
             started.append(thing)
-            await anyio.lowlevel.checkpoint()
             yield thing
             await anyio.lowlevel.checkpoint()
             thing.closed = True
