@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import statistics
 import time
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import FastAPI
@@ -52,7 +53,7 @@ def lifespan_app(count: int) -> FastAPI:
     return app
 
 
-async def request(app: FastAPI, expected: bytes) -> None:
+async def request(app: FastAPI, state: Mapping[str, Any], expected: bytes) -> None:
     body = b""
 
     async def receive() -> dict[str, Any]:
@@ -76,7 +77,7 @@ async def request(app: FastAPI, expected: bytes) -> None:
             "headers": [],
             "client": ("127.0.0.1", 1),
             "server": ("127.0.0.1", 80),
-            "state": {},
+            "state": dict(state),
         },
         receive,
         send,
@@ -84,10 +85,10 @@ async def request(app: FastAPI, expected: bytes) -> None:
     assert body == expected, body
 
 
-async def chunk(app: FastAPI, expected: bytes, requests: int) -> float:
+async def chunk(app: FastAPI, state: Mapping[str, Any], expected: bytes, requests: int) -> float:
     start = time.process_time()
     for _ in range(requests):
-        await request(app, expected)
+        await request(app, state, expected)
     return time.process_time() - start
 
 
@@ -96,13 +97,19 @@ async def compare(count: int, chunks: int, requests: int) -> tuple[float, float,
     expected = str(count).encode()
     plain, ours = globals_app(count), lifespan_app(count)
     ratios, base_times, our_times = [], [], []
-    async with plain.router.lifespan_context(plain), ours.router.lifespan_context(ours):
-        await chunk(plain, expected, requests)
-        await chunk(ours, expected, requests)
-        before = await chunk(plain, expected, requests)
+    async with (
+        plain.router.lifespan_context(plain) as plain_state,
+        ours.router.lifespan_context(ours) as our_state,
+    ):
+        # as a server does it: each request gets a copy of what the lifespan has yielded
+        of_plain = plain, plain_state or {}, expected, requests
+        of_ours = ours, our_state or {}, expected, requests
+        await chunk(*of_plain)
+        await chunk(*of_ours)
+        before = await chunk(*of_plain)
         for _ in range(chunks):
-            taken = await chunk(ours, expected, requests)
-            after = await chunk(plain, expected, requests)
+            taken = await chunk(*of_ours)
+            after = await chunk(*of_plain)
             ratios.append(taken / ((before + after) / 2))
             base_times.append(after / requests * 1e6)
             our_times.append(taken / requests * 1e6)

@@ -17,10 +17,11 @@ from .instance import Instance, ended_by_itself
 from .params import Key
 from .plan import Domain, Node, Plan
 
-# The requests in whose code we are: the innermost one's scope, and those that it is sent by.
-requesting: "ContextVar[tuple[Scope, Any] | None]" = ContextVar(
-    "fastapi_lifespan_deps_requesting", default=None
-)
+# The scope of the request in whose code we are.
+requesting: ContextVar[Scope | None] = ContextVar("fastapi_lifespan_deps_requesting", default=None)
+
+# Where a request that another one has sent, in this process, finds the scope of that one.
+SENDER_KEY = "fastapi_lifespan_deps_sender"
 
 # Set in the scope of a request that has asked for a refresh.
 ASKED_KEY = "fastapi_lifespan_deps_asked"
@@ -28,10 +29,10 @@ ASKED_KEY = "fastapi_lifespan_deps_asked"
 
 def asking() -> Iterator[Scope]:
     """The scopes of the requests in whose code we are, innermost first."""
-    link = requesting.get()
-    while link is not None:
-        scope, link = link
+    scope = requesting.get()
+    while scope is not None:
         yield scope
+        scope = scope.get(SENDER_KEY)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from functools import partial
+from threading import get_ident
 from typing import Any, Literal, get_args
 
 from fastapi import APIRouter
@@ -15,8 +16,7 @@ from ._compat import hooked_router, lifespan_parts
 from .collect import Function, Route, collect_routes
 from .container import LifespanContainer
 from .exceptions import LifespanNotRunning, together
-from .generation import ASKED_KEY, Generation, requesting
-from .instance import current_loop
+from .generation import ASKED_KEY, SENDER_KEY, Generation, requesting
 from .params import ROUTER_KEY, SCOPE_KEY
 from .run import Run
 
@@ -110,15 +110,11 @@ class LifespanRouter(APIRouter):
             raise LifespanNotRunning("the application is not running", advice)
         return LifespanContainer(run, run.app)
 
-    def find_run(self, state: Mapping[str, Any] | None = None) -> Run | None:
-        """The run that a lifespan state tells of; without one, the latest in this event loop."""
-        loop = current_loop()
-        named: Run | None = state.get(SCOPE_KEY) if state else None
+    def find_run(self, named: Run | None = None) -> Run | None:
+        """The latest run in this event loop; None if the lifespan state has named another one."""
         for run in reversed(self.lifespan_runs):
-            if run.loop is loop and (
-                # another application's: that has passed the request on by itself
-                named is None or named is run or named.app is not run.app
-            ):
+            # If that is of another application, that one has passed the request on by itself.
+            if (named is None or named is run or named.app is not run.app) and run.is_here():
                 return run
         return None
 
@@ -230,7 +226,15 @@ class Pin:
         outer: Generation | None = scope.get(SCOPE_KEY)
         if scope["type"] == "lifespan" or (outer is not None and outer.run.covers(self.router)):
             return await self.app(scope, receive, send)
-        run = self.router.find_run(scope.get("state"))
+        state = scope.get("state")
+        run: Run | None = state.get(SCOPE_KEY) if state else None
+        if (  # most often not so; else this takes more steps
+            run is None
+            or run.thread != get_ident()
+            or not run.is_running()
+            or run not in self.router.lifespan_runs
+        ):
+            run = self.router.find_run(run)
         if run is None:  # what needs a value says why there is none
             scope[ROUTER_KEY] = self.router
             return await self.app(scope, receive, send)
@@ -242,13 +246,18 @@ class Pin:
         scope[SCOPE_KEY] = generation
         generation.pinned[id(scope)] = scope
         sender = requesting.get()
-        requesting.set((scope, sender))
+        if sender is not None:
+            scope[SENDER_KEY] = sender
+        token = requesting.set(scope)
         try:
             await self.app(scope, receive, send)
         finally:
+            try:
+                requesting.reset(token)
+            except ValueError:  # the garbage collector ends it, in another context
+                pass
             # Another application may have passed the request on by itself, and whoever calls this
             # one may send the same scope again: nothing of it stays behind.
-            requesting.set(sender)
             scope[SCOPE_KEY] = outer
             del generation.pinned[id(scope)]
             if generation is not run.current:

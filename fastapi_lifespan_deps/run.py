@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from threading import get_ident
 from typing import Any, Literal
 
 import anyio
@@ -53,7 +54,10 @@ class Run:
         concurrent: bool = False,
     ) -> None:
         self.app = app
-        self.loop = current_loop()
+        self.thread = get_ident()
+        self._loop = current_loop()
+        # whether the event loop is running; if that is in our thread, we are in it (trio: always)
+        self.is_running: Callable[[], bool] = getattr(self._loop, "is_running", lambda: True)
         self.phase: Literal["starting", "serving", "stopping"] = "starting"
         self.current = Generation(self, Plan({}), {}, {}, {})
         self.retired: list[Generation] = []  # not current, still used by requests
@@ -80,6 +84,10 @@ class Run:
     def is_empty(self) -> bool:
         """Whether nothing in the application has scope "lifespan"."""
         return not (self.current.plan.resolved or self._originals.resolved)
+
+    def is_here(self) -> bool:
+        """Whether we are in the event loop of this run."""
+        return self._loop is current_loop()
 
     def covers(self, router: Any) -> bool:
         """Whether the routes of an application's router belong to this run."""
