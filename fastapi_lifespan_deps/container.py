@@ -11,7 +11,7 @@ from typing_extensions import TypeVar
 
 from ._compat import overrides_provider
 from .generation import ASKED_KEY, Generation
-from .params import SCOPE_KEY, Key, not_running
+from .params import SCOPE_KEY, Key, in_seconds, not_running
 from .plan import Domain
 from .run import Draining, Policy, Run
 
@@ -110,9 +110,10 @@ class LifespanContainer:
         """
         if policy not in get_args(Policy):
             raise ValueError(f"policy={policy!r}: use one of {', '.join(get_args(Policy))}")
-        if isinstance(drain_timeout, timedelta):
-            drain_timeout = drain_timeout.total_seconds()
-        return await self._run.refresh(provider, policy, drain_timeout, self._scope)
+        seconds = None if drain_timeout is None else in_seconds(drain_timeout)
+        if seconds is not None and not seconds >= 0:
+            raise ValueError(f"drain_timeout={drain_timeout!r}: give seconds, or a timedelta")
+        return await self._run.refresh(provider, policy, seconds, self._scope)
 
     @overload
     def __getitem__(self, provider: type[T]) -> T: ...

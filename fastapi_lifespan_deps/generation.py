@@ -26,6 +26,9 @@ SENDER_KEY = "fastapi_lifespan_deps_sender"
 # Set in the scope of a request that has asked for a refresh.
 ASKED_KEY = "fastapi_lifespan_deps_asked"
 
+# Where such a request has the copy that a middleware made of its scope: with the route.
+COPY_KEY = "fastapi_lifespan_deps_copy"
+
 
 def asking() -> Iterator[Scope]:
     """The scopes of the requests in whose code we are, innermost first."""
@@ -148,21 +151,21 @@ class Generation(dict[Site, dict[str, Any]]):
     def reached(self, pinned: Scope | Site) -> frozenset[Instance]:
         """The instances that what is pinned may still use.
 
-        A request that has asked for a refresh lets go of what it could get from its container
-        only, or by going on to its route.
+        When a request has asked for a refresh, its container gives it the new ones.
         """
         if isinstance(pinned, Site):
             return self._resolved((pinned.domain, key) for _, key in pinned.parameters)
         reach = self.reach(pinned)
-        if (reach is None or reach.takes_container) and ASKED_KEY not in pinned:
+        if reach is None or (reach.takes_container and ASKED_KEY not in pinned):
             return self._everything
-        return frozenset() if reach is None else reach.instances
+        return reach.instances
 
     def reach(self, scope: Scope) -> Reach | None:
         """What the route of a request may use; None while it has not got to its route."""
-        dependant = matched_dependant(scope)
-        if dependant is None:
-            return None
+        if (dependant := matched_dependant(scope)) is None:
+            scope = scope.get(COPY_KEY, scope)
+            if (dependant := matched_dependant(scope)) is None:
+                return None
         reach = self._reaches.get(id(dependant))
         if reach is None:
             domain = overrides_provider(scope)

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 import sys
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -121,8 +122,15 @@ def Depends(
         raise InvalidLifespanDependency(
             dependency, f"does not take `{option}`", "That option is for requests: leave it out."
         )
-    limits = {option: _seconds(dependency, option, value) for option, value in ours.items()}
-    return LifespanDepends(dependency, use_cache=use_cache, options=Options(**limits))
+    durations = {option: in_seconds(value) for option, value in ours.items() if value is not None}
+    for option, seconds in durations.items():
+        if not seconds > 0:
+            raise InvalidLifespanDependency(
+                dependency,
+                f"cannot have {option}={ours[option]!r}",
+                "Give seconds, more than 0, or a timedelta.",
+            )
+    return LifespanDepends(dependency, use_cache=use_cache, options=Options(**durations))
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,15 +401,13 @@ def requirement(
     raise DependencyScopeError(provider, parameter.name, found, [*path, step], advice)
 
 
-def _seconds(dependency: object, option: str, value: float | timedelta | None) -> float | None:
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if seconds is None or (isinstance(seconds, int | float) and seconds > 0):
-        return seconds
-    raise InvalidLifespanDependency(
-        dependency,
-        f"cannot have {option}={value!r}",
-        "Give seconds, more than 0, or a timedelta.",
-    )
+def in_seconds(duration: object) -> float:
+    """A duration as a number; NaN if it is none, which is neither more nor less than any."""
+    if isinstance(duration, timedelta):
+        return duration.total_seconds()
+    if isinstance(duration, int | float) and not isinstance(duration, bool):
+        return duration
+    return math.nan
 
 
 def _check_limits(provider: Callable[..., Any], options: Options) -> None:

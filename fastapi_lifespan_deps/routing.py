@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from threading import get_ident
@@ -16,7 +16,7 @@ from ._compat import hooked_router, lifespan_parts
 from .collect import Function, Route, collect_routes
 from .container import LifespanContainer
 from .exceptions import LifespanNotRunning, together
-from .generation import ASKED_KEY, SENDER_KEY, Generation, requesting
+from .generation import ASKED_KEY, COPY_KEY, SENDER_KEY, Generation, requesting
 from .params import ROUTER_KEY, SCOPE_KEY
 from .run import Run
 
@@ -252,16 +252,15 @@ class Pin:
         try:
             await self.app(scope, receive, send)
         finally:
-            try:
+            with suppress(ValueError):  # the garbage collector ends it, in another context
                 requesting.reset(token)
-            except ValueError:  # the garbage collector ends it, in another context
-                pass
             # Another application may have passed the request on by itself, and whoever calls this
             # one may send the same scope again: nothing of it stays behind.
             scope[SCOPE_KEY] = outer
             del generation.pinned[id(scope)]
             if generation is not run.current:
-                scope.pop(ASKED_KEY, None)
+                for key in (ASKED_KEY, COPY_KEY):
+                    scope.pop(key, None)
                 run.drain()
 
 

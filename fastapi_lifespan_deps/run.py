@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from threading import get_ident
 from typing import Any, Literal
@@ -17,10 +18,12 @@ from .collect import Function, Route, Site
 from .exceptions import RefreshError, UninitializedLifespanDependency, name_of
 from .generation import (
     ASKED_KEY,
+    COPY_KEY,
     Generation,
     Withdrawn,
     asking,
     labels,
+    requesting,
     with_all,
 )
 from .instance import (
@@ -199,10 +202,13 @@ class Run:
                 f"`{name_of(instance.node.provider)}` asks for it while it starts or stops itself",
                 "Ask in a task that the dependency starts, or after the startup.",
             )
+        asked_by = requesting.get()
+        if asked_by is not None and scope is not None and asked_by is not scope:
+            asked_by[COPY_KEY] = scope
         under_way = self._refreshes.get(provider)
-        replaced = self._replaced(self._to_renew(self.current.plan, provider))
+        renewed = self._to_renew(self.current.plan, provider)
         if (policy if under_way is None else under_way[0]) == "resource_preserving":
-            self._check_holders(provider, replaced, drain_timeout, scope)
+            self._check_holders(provider, renewed, drain_timeout)
         for asked in (*asking(), *([] if scope is None else [scope])):
             asked[ASKED_KEY] = True
         if under_way is None:
@@ -215,6 +221,7 @@ class Run:
         self, provider: Provider, policy: Policy, drain_timeout: float | None
     ) -> "Draining":
         name = name_of(provider)
+        renewed: set[Node] = set()
         try:
             async with self._refreshing:
                 logger.info("Refreshing `%s`", name)
@@ -229,7 +236,10 @@ class Run:
                 draining = Draining(self, provider, old)
                 if policy == "resource_preserving":
                     await self._drain_within(draining, drain_timeout)
-                    await self._bring_back(provider, renewed)
+                    async with self._changing:
+                        await self._follow_overrides()
+                        renewed = self._to_renew(self.current.plan, provider)
+                        await self._change(self.current.plan, renewed, all_or_none=True)
                 elif drain_timeout is not None:
                     drain = partial(self._drain_within, draining, drain_timeout)
                     self._supervisor.work(drain, f"draining of {name}")
@@ -238,6 +248,9 @@ class Run:
         except Exception as error:
             if self._supervisor.is_closing:
                 raise RefreshError(provider, "the application stops", "It stops it too.") from error
+            for node in self._withdrawn.keys() & renewed:
+                self._withdrawn[node] = replace(self._withdrawn[node], failure=error)
+            self._switch(self.current.plan)  # requests that need these are told why
             raise
         finally:
             del self._refreshes[provider]
@@ -263,7 +276,7 @@ class Run:
                 instance = self._instances.get(node)
                 if instance is None or instance.casualty is not None:
                     renewed.add(node)
-        for node in [*plan.nodes, *self._originals.nodes, *self._instances]:
+        for node in [*plan.nodes, *self._instances]:
             if node not in self._failures and not renewed.isdisjoint(node.dependencies):
                 renewed.add(node)
         return renewed
@@ -277,18 +290,12 @@ class Run:
         return [instance for instance in self._supervisor.instances if instance in old]
 
     def _check_holders(
-        self,
-        provider: Provider,
-        replaced: list[Instance],
-        drain_timeout: float | None,
-        at_route: Scope | None,
+        self, provider: Provider, renewed: Collection[Node], drain_timeout: float | None
     ) -> None:
         """Refuse a resource-preserving refresh that would wait for whoever asks, or for ever."""
         for scope, generation in self._asking():
             reach = generation.reach(scope)
-            if reach is None and at_route is not None:  # a middleware has copied the scope
-                reach = generation.reach(at_route)
-            if reach is None or not reach.instances.isdisjoint(replaced):
+            if reach is None or any(one.node in renewed for one in reach.instances):
                 raise RefreshError(
                     provider,
                     f"the request that asks for it, {labels([scope])}, "
@@ -297,7 +304,8 @@ class Run:
                     "Ask from a route that does not declare the value, or with "
                     'policy="availability_preserving".',
                 )
-        sites = [one for one in self._holders(replaced) if isinstance(one, Site)]
+        holders = self._holders(self._replaced(renewed))
+        sites = [one for one in holders if isinstance(one, Site)]
         if sites and drain_timeout is None:
             raise RefreshError(
                 provider,
@@ -335,36 +343,24 @@ class Run:
         """Let nodes be without an instance; the old ones stop when no request holds them."""
         gone = [self._instances.pop(node) for node in renewed if node in self._instances]
         retry_after = max(1, math.ceil(sum(instance.start_seconds for instance in gone)))
-        for node in renewed:
-            self._withdrawn.setdefault(node, Withdrawn(retry_after))
+        for node in self.current.plan.nodes:
+            if node in renewed:
+                self._withdrawn.setdefault(node, Withdrawn(retry_after))
         self._switch(self.current.plan)
-
-    async def _bring_back(self, provider: Provider, withdrawn: Collection[Node]) -> None:
-        """Start what was withdrawn for a refresh. If that fails, requests are told why."""
-        async with self._changing:
-            try:
-                await self._follow_overrides()
-                renewed = self._to_renew(self.current.plan, provider)
-                await self._change(self.current.plan, renewed, all_or_none=True)
-            except Exception as error:
-                for node in withdrawn:
-                    if node in self._withdrawn:
-                        retry_after = self._withdrawn[node].retry_after
-                        self._withdrawn[node] = Withdrawn(retry_after, error)
-                self._switch(self.current.plan)
-                raise
 
     async def _drain_within(self, draining: "Draining", seconds: float | None) -> None:
         """Wait until the old instances have ended; when the time is up, stop them."""
         with anyio.move_on_after(seconds):
             return await draining.ended()
         left = with_all(draining.left, lambda instance: instance.dependents)
-        logger.warning(
-            "The old `%s` is stopped after %g seconds, though still used by %s",
-            name_of(draining.provider),
-            seconds,
-            labels(self._holders(left)),
-        )
+        holders = self._holders(left)
+        if holders:  # else it is stopping, and takes its time
+            logger.warning(
+                "The old `%s` is stopped after %g seconds, though still used by %s",
+                name_of(draining.provider),
+                seconds,
+                labels(holders),
+            )
         self._supervisor.retire([one for one in self._supervisor.instances if one in left])
         await draining.ended()
 
@@ -433,15 +429,20 @@ class Run:
         is_same = plan is self.current.plan
         kept = {node: one for node, one in self._instances.items() if node not in renewed}
         failures = {n: why for n, why in self._failures.items() if is_same and n not in renewed}
-        withdrawn = {n: why for n, why in self._withdrawn.items() if n not in renewed}
+        withdrawn = {
+            n: why for n, why in self._withdrawn.items() if n in plan.nodes and n not in renewed
+        }
         fresh = []
-        for node in [*plan.nodes, *(n for n in self._originals.nodes if n in renewed)]:
+        # An original that is overridden runs on, or does not run at all.
+        for node in dict.fromkeys((*plan.nodes, *self._originals.nodes)):
             missing = next((child for child in node.dependencies if child in withdrawn), None)
             if node in kept:
                 self._coming[node] = kept[node]
-            elif missing is not None:
+            elif node in plan.nodes and missing is not None:
                 withdrawn.setdefault(node, withdrawn[missing])
-            elif node not in withdrawn and node not in failures and node not in self._coming:
+            elif node in plan.nodes and (node in withdrawn or node in failures):
+                continue
+            elif node in plan.nodes or node in self._instances:
                 self._coming[node] = self._instance(node, plan)
                 fresh.append(self._coming[node])
         try:
