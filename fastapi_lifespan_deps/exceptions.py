@@ -4,7 +4,7 @@ import copyreg
 import functools
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from traceback import format_exception
 from typing import Any
@@ -185,7 +185,7 @@ class LifespanNotRunning(LifespanDependencyError):
 
 
 def together(
-    failure: BaseException | None, others: Sequence[BaseException], *, is_serving: bool = True
+    failure: BaseException | None, others: Iterable[BaseException], *, is_serving: bool = True
 ) -> BaseException | None:
     """The one exception to raise for what went wrong, and went wrong again while stopping.
 

@@ -26,7 +26,10 @@ SENDER_KEY = "fastapi_lifespan_deps_sender"
 # Set in the scope of a request that has asked for a refresh.
 ASKED_KEY = "fastapi_lifespan_deps_asked"
 
-# Where such a request has the copy that a middleware made of its scope: with the route.
+# Set in the scope of a request that was told to come again later.
+DENIED_KEY = "fastapi_lifespan_deps_denied"
+
+# Where a request that has asked has the copy that a middleware made of its scope: with the route.
 COPY_KEY = "fastapi_lifespan_deps_copy"
 
 
@@ -195,6 +198,9 @@ class Generation(dict[Site, dict[str, Any]]):
         else:
             problem = "a refresh has stopped it, and failed to start it again"
             advice = "The exception that caused this one says why. Refresh it again."
+        scope = requesting.get()
+        if scope is not None:
+            scope[DENIED_KEY] = True
         error = UnavailableLifespanDependency(key.provider, problem, advice, withdrawn.retry_after)
         error.__cause__ = withdrawn.failure
         return error

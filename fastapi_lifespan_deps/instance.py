@@ -4,6 +4,7 @@ import asyncio
 import logging
 import sys
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import (
     AbstractAsyncContextManager,
@@ -25,6 +26,7 @@ from anyio import (
     current_time,
     from_thread,
     get_cancelled_exc_class,
+    move_on_after,
     to_thread,
 )
 
@@ -45,6 +47,9 @@ logger = logging.getLogger("fastapi_lifespan_deps")
 
 # How many synchronous dependencies of one run may be starting or stopping at a time.
 MAX_THREADS = 8
+
+# How many errors a run keeps for its end, the latest; each was logged when it happened.
+MAX_ERRORS = 100
 
 
 class Instance:
@@ -182,6 +187,7 @@ class Instance:
         """Note that the task is over. It may have been cancelled before it began."""
         if self.ended.is_set():
             return
+        self.settled.set()
         if not self.started and not self.given_up:
             if self.error is None or isinstance(self.error, get_cancelled_exc_class()):
                 # Nobody has cancelled whoever waits for it: it must not look so.
@@ -190,7 +196,6 @@ class Instance:
             for other in self.companions:
                 other.give_up_start()
         self.companions = []
-        self.settled.set()
         self.ended.set()
         for other in self.dependencies:
             other.dependents.discard(self)
@@ -199,8 +204,9 @@ class Instance:
         self._supervisor.ended(self)
 
     def _die(self) -> None:
-        self.casualty = self
-        self._supervisor.died(self)
+        if self.casualty is not self:
+            self.casualty = self
+            self._supervisor.died(self)
 
     def inherit_casualty(self) -> None:
         """Be a casualty if something that it depends on is one."""
@@ -254,7 +260,7 @@ class Supervisor:
         self.threads = CapacityLimiter(MAX_THREADS)
         self._concurrent = concurrent
         self._on_death = on_death
-        self._errors: list[BaseException] = []
+        self._errors: deque[BaseException] = deque(maxlen=MAX_ERRORS)
         self._task: object = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._works: set[Work[Any]] = set()
@@ -298,18 +304,27 @@ class Supervisor:
         for other in self.instances:  # in start order: what it depends on has been told
             other.inherit_casualty()
         self._on_death()
+        self.work(partial(self._tell_death, instance), "death of a lifespan dependency")
+
+    async def _tell_death(self, instance: Instance) -> None:
+        # What it died of is known when it has been left. That should be at once.
+        name = name_of(instance.node.provider)
+        with move_on_after(1) as slow:
+            await instance.ended.wait()
+        logger.error("`%s` ended by itself while serving", name, exc_info=instance.error)
+        if slow.cancelled_caught:
+            await instance.ended.wait()
+            logger.error("`%s` has been cleaned up", name, exc_info=instance.error)
 
     def ended(self, instance: Instance) -> None:
         """Note what went wrong at the end of an instance; `close` raises it."""
         if instance in self.instances:
             self.instances.remove(instance)
         name, error = name_of(instance.node.provider), instance.error
-        if instance.casualty is instance:
-            logger.error("`%s` ended by itself while serving", name, exc_info=error)
-        elif not instance.started:
+        if not instance.started:
             # whoever wanted the start is told; if that is nobody any more, there is `close`
             error = error if instance.given_up and isinstance(error, Exception) else None
-        elif error is not None and not self.is_closing:
+        elif error is not None and instance.casualty is not instance and not self.is_closing:
             logger.error("`%s` failed to stop", name, exc_info=error)
         if error is not None:
             self._errors.append(error)
@@ -332,7 +347,7 @@ class Supervisor:
             except get_cancelled_exc_class() as error:
                 cancelled = error
         failure = together(cancelled, self._errors)
-        self._errors = []
+        self._errors.clear()
         if failure is not None:
             try:
                 raise failure

@@ -284,7 +284,9 @@ def lifespan_marker(depends: params.Depends, annotation: Any) -> Marker | None:
     if isinstance(dependency, Marker):
         return dependency
     check_callable(dependency)
-    return Marker(dependency, depends.use_cache)
+    options: Options = getattr(depends, "options", NO_OPTIONS)
+    _check_limits(dependency, options)
+    return Marker(dependency, depends.use_cache, options=options)
 
 
 def requirements(provider: Callable[..., Any], path: Sequence[Step] = ()) -> list[Requirement]:

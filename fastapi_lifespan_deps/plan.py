@@ -62,6 +62,19 @@ class Plan:
     options: dict[tuple[Callable[..., Any], str], Option] = field(default_factory=dict)
     errors: list[Exception] = field(default_factory=list)
 
+    def note_options(self, key: Key, path: tuple[Step, ...]) -> None:
+        """Note what a declaration asks for. Raise if another one asks for something else."""
+        for name, seconds in key.options.items():
+            first = self.options.setdefault((key.provider, name), Option(seconds, path))
+            if first.seconds != seconds:
+                raise InvalidLifespanDependency(
+                    key.provider,
+                    f"has {name}={first.seconds} in one place, and {name}={seconds} in another:"
+                    f"\n\n{draw(first.path)}\n\n{draw(path)}\n\n"
+                    "All places share what is started",
+                    f"Set {name} in one of them: the others inherit it.",
+                )
+
     def seconds(self, provider: Callable[..., Any], option: str) -> float | None:
         """The duration that a provider's declarations ask for by an option of `Depends`."""
         found = self.options.get((provider, option))
@@ -77,13 +90,26 @@ class Planner:
     def __init__(self) -> None:
         self._known: WeakValueDictionary[tuple[Any, ...], Node] = WeakValueDictionary()
 
-    def plan(self, declarations: Iterable[Declaration], overrides: dict[Domain, Overrides]) -> Plan:
+    def plan(
+        self,
+        declarations: Iterable[Declaration],
+        overrides: dict[Domain, Overrides],
+        originals: Plan | None = None,
+    ) -> Plan:
+        """Plan what is declared. The options of `originals`, without overrides, hold here too."""
         plan = Plan(overrides)
+        if originals is not None:
+            plan.options |= originals.options
         for declaration in declarations:
             if declaration.key is None:
                 continue
             target = declaration.domain, declaration.key
             if isinstance(plan.resolved.get(target), LifespanDependencyError):
+                continue
+            try:
+                plan.note_options(declaration.key, declaration.path)
+            except LifespanDependencyError as error:
+                plan.errors.append(error)  # another place has the value, with its options
                 continue
             try:
                 self._resolve(plan, *target, declaration.path)
@@ -93,10 +119,6 @@ class Planner:
         return plan
 
     def _resolve(self, plan: Plan, domain: Domain, key: Key, path: tuple[Step, ...]) -> Node:
-        for name, seconds in key.options.items():
-            option = plan.options.setdefault((key.provider, name), Option(seconds, path))
-            if option.seconds != seconds:
-                raise _conflict(key.provider, name, option, Option(seconds, path))
         found = plan.resolved.get((domain, key))
         if isinstance(found, Node):
             return found
@@ -112,22 +134,12 @@ class Planner:
             node = None
             if requirement.marker is not None:
                 child = requirement.marker.key(Place(provider, requirement.parameter))
-                node = self._resolve(plan, domain, child, (*path, requirement.step))
+                branch = *path, requirement.step
+                plan.note_options(child, branch)
+                node = self._resolve(plan, domain, child, branch)
             arguments.append((requirement.parameter, node))
         identity = (provider, key.place, *((name, id(node)) for name, node in arguments))
         node = self._known.setdefault(identity, Node(provider, key.place, tuple(arguments)))
         plan.resolved[domain, key] = node
         plan.nodes.setdefault(node, path)
         return node
-
-
-def _conflict(
-    provider: Callable[..., Any], name: str, first: Option, second: Option
-) -> InvalidLifespanDependency:
-    return InvalidLifespanDependency(
-        provider,
-        f"has {name}={first.seconds} in one place, and {name}={second.seconds} in another:\n\n"
-        f"{draw(first.path)}\n\n{draw(second.path)}\n\n"
-        "All places share what is started",
-        f"Set {name} in one of them: the others inherit it.",
-    )

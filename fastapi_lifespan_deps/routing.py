@@ -16,7 +16,7 @@ from ._compat import hooked_router, lifespan_parts
 from .collect import Function, Route, collect_routes
 from .container import LifespanContainer
 from .exceptions import LifespanNotRunning, together
-from .generation import ASKED_KEY, COPY_KEY, SENDER_KEY, Generation, requesting
+from .generation import ASKED_KEY, COPY_KEY, DENIED_KEY, SENDER_KEY, Generation, requesting
 from .params import ROUTER_KEY, SCOPE_KEY
 from .run import Run
 
@@ -32,6 +32,8 @@ class LifespanRouter(APIRouter):
     lifespan_runs: list[Run]
     """The runs that are alive, several when one application is started several times at once."""
 
+    closing_runs: list[Run]
+
     lifespan_start: LifespanStart
 
     @classmethod
@@ -44,7 +46,7 @@ class LifespanRouter(APIRouter):
             kind = type(router)
             router.__class__ = cls if kind is APIRouter else type(kind.__name__, (cls, kind), {})
             assert isinstance(router, cls)
-            router.lifespan_runs = []
+            router.lifespan_runs, router.closing_runs = [], []
             router.lifespan_start = "sequential"
             router.lifespan_context = context
         router.lifespan_start = lifespan_start or router.lifespan_start
@@ -69,17 +71,22 @@ class LifespanRouter(APIRouter):
             scope["state"] = _NoState()
         await super().lifespan(scope, receive, send)
 
-    @contextlib.contextmanager
-    def pinning(self, run: Run) -> Iterator[None]:
+    def open(self, run: Run) -> None:
         """Let requests find the run."""
         self.lifespan_runs.append(run)
-        try:
-            if run.app.middleware_stack is not None:  # else a lifespan may still add middleware
-                self.pin(run)
-            yield
-        finally:
-            # The layer stays: another thread may be starting the application at this moment.
+        if run.app.middleware_stack is not None:  # else a lifespan may still add middleware
+            self.pin(run)
+
+    async def close(self, run: Run) -> None:
+        """Let requests find the run no more, and stop what is left of it."""
+        # The layer stays: another thread may be starting the application at this moment.
+        if run in self.lifespan_runs:
             self.lifespan_runs.remove(run)
+        self.closing_runs.append(run)
+        try:
+            await run.close()
+        finally:
+            self.closing_runs.remove(run)
 
     def pin(self, run: Run) -> None:
         """Put the layer that pins requests around the application, if it has what to pin."""
@@ -97,18 +104,21 @@ class LifespanRouter(APIRouter):
             "tests, write `with TestClient(app):`. Of a mounted application, it is that of the "
             "one that it is mounted in."
         )
+        runs = [*self.closing_runs, *self.lifespan_runs]
         try:
-            run = self.find_run()
+            here = [run for run in runs if run.is_here()]
         except RuntimeError:
             problem = "there is no event loop in this thread"
-            raise LifespanNotRunning(
-                problem, "Ask in the application's event loop, in a coroutine or a callback of it."
-            ) from None
-        if run is None and self.lifespan_runs:
-            raise LifespanNotRunning("the application runs in another event loop", advice)
-        if run is None:
-            raise LifespanNotRunning("the application is not running", advice)
-        return LifespanContainer(run, run.app)
+            advice = "Ask in the application's event loop, in a coroutine or a callback of it."
+        else:
+            if here:
+                return LifespanContainer(here[-1], here[-1].app)
+            problem = (
+                "the application runs in another event loop"
+                if runs
+                else "the application is not running"
+            )
+        raise LifespanNotRunning(problem, advice)
 
     def find_run(self, named: Run | None = None) -> Run | None:
         """The latest run in this event loop; None if the lifespan state has named another one."""
@@ -142,17 +152,17 @@ class Lifespan:
 
         concurrent = router.lifespan_start == "concurrent"
         run = Run(router.dependency_overrides_provider, self._sources, concurrent=concurrent)
-        async with _leaving(run, lambda: [run.close]):
+        async with _leaving(run, lambda: [partial(router.close, run)]):
             await run.start()
-            with router.pinning(run):
-                async with self._hooks(run), self._user_lifespans(app, run) as state:
-                    await run.start()  # what the startup of the user's code has added
-                    router.pin(run)
-                    run.serve()
-                    try:
-                        yield state if run.is_empty else {**(state or {}), SCOPE_KEY: run}
-                    finally:
-                        run.phase = "stopping"
+            router.open(run)
+            async with self._hooks(run), self._user_lifespans(app, run) as state:
+                await run.start()  # what the startup of the user's code has added
+                router.pin(run)
+                run.serve()
+                try:
+                    yield state if run.is_empty else {**(state or {}), SCOPE_KEY: run}
+                finally:
+                    run.phase = "stopping"
 
     @asynccontextmanager
     async def _hooks(self, run: Run) -> AsyncIterator[None]:
@@ -241,8 +251,8 @@ class Pin:
         if run.overrides_changed():
             await run.apply_overrides()
         generation = run.current
-        if generation.withdrawn and scope["type"] == "websocket":
-            send = _later(send)
+        if scope["type"] == "websocket":
+            send = _closing(scope, send)
         scope[SCOPE_KEY] = generation
         generation.pinned[id(scope)] = scope
         sender = requesting.get()
@@ -264,23 +274,22 @@ class Pin:
                 run.drain()
 
 
-def _later(send: Send) -> Send:
-    """Tell a WebSocket to come again, where FastAPI would answer its handshake with a 503.
+def _closing(scope: Scope, send: Send) -> Send:
+    """Close a WebSocket whose value is unavailable, where FastAPI would answer 503.
 
     Only a connection that has been accepted can be closed with a code that the client sees.
     """
-    accepted = denied = False
+    is_accepted = False
 
     async def send_or_close(message: Message) -> None:
-        nonlocal accepted, denied
-        if message["type"] == "websocket.http.response.start" and message["status"] == 503:
-            denied = True
-            if not accepted:
+        nonlocal is_accepted
+        if not message["type"].startswith("websocket.http.response") or DENIED_KEY not in scope:
+            is_accepted = is_accepted or message["type"] == "websocket.accept"
+            await send(message)
+        elif message["type"] == "websocket.http.response.start":
+            if not is_accepted:
                 await send({"type": "websocket.accept"})
             await send({"type": "websocket.close", "code": 1013, "reason": "Try again later"})
-        elif not denied:
-            accepted = accepted or message["type"] == "websocket.accept"
-            await send(message)
 
     return send_or_close
 

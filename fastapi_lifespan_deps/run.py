@@ -15,7 +15,12 @@ from starlette.types import Scope
 from ._compat import exit_stack, overrides_provider
 from .binding import BoundCall, bind
 from .collect import Function, Route, Site
-from .exceptions import RefreshError, UninitializedLifespanDependency, name_of
+from .exceptions import (
+    LifespanDependencyError,
+    RefreshError,
+    UninitializedLifespanDependency,
+    name_of,
+)
 from .generation import (
     ASKED_KEY,
     COPY_KEY,
@@ -262,7 +267,7 @@ class Run:
 
     def _to_renew(self, plan: Plan, provider: Provider) -> set[Node]:
         """The nodes that a refresh of `provider` makes new instances of."""
-        found = [found for (_, key), found in plan.resolved.items() if key.provider == provider]
+        found = self._declared(plan, provider)
         renewed = {node for node in found if isinstance(node, Node)}
         if not renewed:
             error = RefreshError(
@@ -281,10 +286,17 @@ class Run:
                 renewed.add(node)
         return renewed
 
+    def _declared(self, plan: Plan, provider: Provider) -> list[Node | LifespanDependencyError]:
+        """What stands for `provider`, wherever it is declared."""
+        return [found for (_, key), found in plan.resolved.items() if key.provider == provider]
+
     def _replaced(self, renewed: Collection[Node]) -> list[Instance]:
-        """The instances that go when these nodes are renewed, in start order."""
+        """The instances that go when these nodes are renewed, in start order.
+
+        Among them is what an earlier refresh has left, if requests still use it.
+        """
         old = with_all(
-            (self._instances[node] for node in renewed if node in self._instances),
+            (instance for instance in self._supervisor.instances if instance.node in renewed),
             lambda instance: instance.dependents,
         )
         return [instance for instance in self._supervisor.instances if instance in old]
@@ -328,7 +340,7 @@ class Run:
                 raise RefreshError(
                     draining.provider,
                     f"the request that waits, {labels([scope])}, uses the old value itself",
-                    "Wait in a task that outlives the request.",
+                    "Wait outside of the request, in a task that it has not started.",
                     asked="has an old value whose end cannot be awaited",
                 )
 
@@ -377,10 +389,12 @@ class Run:
             # many workers were started at once, and should not refresh at once
             with anyio.move_on_after(seconds * random.uniform(0.95, 1.05)):
                 return await self._supervisor.closing.wait()
+            if not self._declared(self.current.plan, provider):
+                continue  # what depends on it is overridden
             try:
                 await self.refresh(provider)
             except Exception as error:
-                if not self._supervisor.is_closing:
+                if self.phase == "serving":
                     logger.error(
                         "`%s` was not refreshed; the next try is in about %g seconds",
                         name_of(provider),
@@ -393,19 +407,18 @@ class Run:
 
     def _plan_anew(self) -> Plan:
         overrides = self._overrides()
-        plan = self._plan(overrides)
-        self._originals = plan
+        self._originals = plan = self._plan({domain: {} for domain in overrides})
         if any(overrides.values()):
-            self._originals = self._plan({domain: {} for domain in overrides})
+            plan = self._plan(overrides, plan)
         return plan
 
     def _overrides(self) -> dict[Domain, Overrides]:
         domains = {source.domain: None for source in self._sources if source.domain is not None}
         return {domain: dict(domain.dependency_overrides) for domain in (self.app, *domains)}
 
-    def _plan(self, overrides: dict[Domain, Overrides]) -> Plan:
+    def _plan(self, overrides: dict[Domain, Overrides], originals: Plan | None = None) -> Plan:
         errors: list[Exception] = []
-        plan = self._planner.plan(self._declarations(overrides, errors), overrides)
+        plan = self._planner.plan(self._declarations(overrides, errors), overrides, originals)
         plan.errors += errors
         return plan
 
