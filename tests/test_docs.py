@@ -2,11 +2,16 @@
 
 import importlib
 import inspect
+import itertools
 import logging
+import math
+import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -15,11 +20,13 @@ import anyio
 import anyio.lowlevel
 import httpx
 import pytest
+import trio
 from fastapi import BackgroundTasks, FastAPI, Request, Response
 from fastapi.testclient import TestClient
 from starlette.middleware.base import RequestResponseEndpoint
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
+from trio.testing import MockClock
 
 import fastapi_lifespan_deps
 from fastapi_lifespan_deps import (
@@ -28,10 +35,17 @@ from fastapi_lifespan_deps import (
     Depends,
     InvalidDependencyScope,
     InvalidLifespanDependency,
+    LifespanContainer,
     LifespanFastAPI,
+    LifespanNotRunning,
+    LifespanTimeout,
+    RefreshError,
+    UnavailableLifespanDependency,
     UninitializedLifespanDependency,
     get_container,
 )
+from tests.clients import Gate, running
+from tests.recording import leaves
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -109,9 +123,20 @@ def test_reference_has_every_public_name(name: str) -> None:
     (section,) = (text for text in sections if text.splitlines()[0] == name)
     signature = re.search(rf"^`{name}\((.*)\)`$", section, re.MULTILINE)
     if signature is not None:
-        written = [part.partition("=")[0] for part in signature[1].split(", ") if part != "*"]
-        parameters = inspect.signature(getattr(fastapi_lifespan_deps, name)).parameters.values()
-        assert written == [f"**{p.name}" if p.kind is p.VAR_KEYWORD else p.name for p in parameters]
+        check_signature(signature[1], getattr(fastapi_lifespan_deps, name))
+
+
+def test_reference_has_the_signature_of_refresh() -> None:
+    reference = (ROOT / "docs/reference.md").read_text()
+    (written,) = re.findall(r"`await container\.refresh\((.*?)\)`", reference)
+    check_signature(f"self, {written}", LifespanContainer.refresh)
+
+
+def check_signature(written: str, function: Callable[..., Any]) -> None:
+    parameters = inspect.signature(function).parameters.values()
+    plain = [p.replace(annotation=p.empty) for p in parameters]
+    expected = str(inspect.Signature(plain)).strip("()").replace("'", '"')
+    assert written == expected
 
 
 # The home page and the tutorial
@@ -499,15 +524,325 @@ def test_debug_log(caplog: pytest.LogCaptureFixture) -> None:
     assert logged == [f"{step} `get_pool`" for step in steps]
 
 
+# The how-to guides
+
+
+class ModelFile:
+    """The file that the examples read their model from; it has version 1 at first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.write("v1")
+
+    def write(self, version: str) -> None:
+        self.path.write_text(version)
+
+    def read(self) -> str:
+        return self.path.read_text()
+
+    def remove(self) -> None:
+        self.path.unlink()
+
+
+@pytest.fixture
+def model_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelFile:
+    monkeypatch.chdir(tmp_path)
+    return ModelFile(tmp_path / "model.txt")
+
+
+def prediction(version: str) -> str:
+    return f"tea is good, says {version}"
+
+
+async def predict(client: httpx.AsyncClient) -> str:
+    response = await client.get("/predict", params={"text": "tea"})
+    assert response.status_code == 200
+    return str(response.json())
+
+
+def in_virtual_time(test: Callable[[], Awaitable[None]]) -> None:
+    """Run a test on a clock that jumps to the next deadline when all tasks wait."""
+    clock = MockClock(autojump_threshold=0.001)
+    anyio.run(test, backend="trio", backend_options={"clock": clock})
+
+
+async def become(read: Callable[[], Awaitable[object]], wanted: object, pause: float = 0) -> None:
+    """Read again and again, until it is what is wanted; in virtual time, with a pause."""
+    # A thread takes real time, so virtual time is no limit.
+    with anyio.move_on_after(math.inf if pause else 10):
+        for _ in range(1000) if pause else itertools.count():
+            if await read() == wanted:
+                return
+            await anyio.sleep(pause)
+    raise AssertionError(f"never {wanted}")
+
+
+def test_refreshed_model(model_file: ModelFile) -> None:
+    provider = load("refresh/model").load_model()
+    model = next(provider)
+    assert model.predict("tea") == prediction("v1")
+    assert list(provider) == []
+    with pytest.raises(RuntimeError, match="v1 is closed"):
+        model.predict("tea")
+
+
+def test_refresh_from_an_endpoint(model_file: ModelFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADMIN_KEY", "secret")
+    example = load("refresh/endpoint")
+    with TestClient(example.app) as client:
+        model_file.write("v2")
+        assert client.post("/model/refresh").is_client_error
+        response = client.post("/model/refresh", headers={"admin-key": "guess"})
+        assert response.status_code == 403
+        assert client.get("/predict?text=tea").json() == prediction("v1")
+        response = client.post("/model/refresh", headers={"admin-key": "secret"})
+        assert response.json() == "this is v2"
+        assert client.get("/predict?text=tea").json() == prediction("v2")
+
+
+def test_refresh_every(model_file: ModelFile, caplog: pytest.LogCaptureFixture) -> None:
+    example = load("refresh/every")
+
+    async def test() -> None:
+        async with running(example.app) as client:
+            assert await predict(client) == prediction("v1")
+            model_file.remove()
+            await become(lambda: failed(caplog), True, pause=60)
+            assert await predict(client) == prediction("v1")
+            model_file.write("v2")
+            await become(lambda: predict(client), prediction("v2"), pause=60)
+
+    in_virtual_time(test)
+
+
+async def failed(caplog: pytest.LogCaptureFixture) -> bool:
+    return "not refreshed" in caplog.text
+
+
+def test_refresh_from_a_timer(model_file: ModelFile, caplog: pytest.LogCaptureFixture) -> None:
+    example = load("refresh/timer")
+    models = spy(example.app, example.load_model)
+
+    async def test() -> None:
+        async with running(example.app) as client:
+            await client.get("/spy")
+            await anyio.sleep(90)
+            await client.get("/spy")
+            assert models[0] is models[1]  # the file is the same
+            model_file.remove()
+            await become(lambda: failed(caplog), True, pause=60)
+            assert await predict(client) == prediction("v1")
+            model_file.write("v2")
+            await become(lambda: predict(client), prediction("v2"), pause=60)
+
+    in_virtual_time(test)
+
+
+async def check_signals(
+    app: FastAPI, model_file: ModelFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SIGHUP refreshes the model; a failure is logged; at the end nobody takes the signal."""
+    before = signal.getsignal(signal.SIGHUP)
+    async with running(app) as client:
+        assert await predict(client) == prediction("v1")
+        model_file.remove()
+        os.kill(os.getpid(), signal.SIGHUP)
+        await become(lambda: failed(caplog), True)
+        assert await predict(client) == prediction("v1")
+        model_file.write("v2")
+        os.kill(os.getpid(), signal.SIGHUP)
+        await become(lambda: predict(client), prediction("v2"))
+    assert signal.getsignal(signal.SIGHUP) == before
+
+
+async def test_refresh_on_sighup(
+    anyio_backend: str, model_file: ModelFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    await check_signals(load("refresh/on_signal").app, model_file, caplog)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_refresh_on_sighup_with_asyncio(
+    anyio_backend: str, model_file: ModelFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    await check_signals(load("refresh/on_signal_asyncio").app, model_file, caplog)
+
+
+def test_signals_can_be_left_out_of_tests(model_file: ModelFile) -> None:
+    """`TestClient` runs the application in a thread, where no signal can be received."""
+    example = load("refresh/on_signal")
+    with pytest.raises((RuntimeError, ValueError)), TestClient(example.app):
+        raise AssertionError("started")
+    example.app.dependency_overrides[example.watch_signals] = lambda: None
+    with TestClient(example.app) as client:
+        assert client.get("/predict?text=tea").json() == prediction("v1")
+
+
+async def test_refresh_one_at_a_time(anyio_backend: str, model_file: ModelFile) -> None:
+    example = load("refresh/one_at_a_time")
+    gate = Gate()
+    gate.open()
+    log = []
+
+    async def get_model() -> AsyncIterator[Any]:
+        await gate.wait()
+        version = model_file.read()
+        log.append(f"{version} started")
+        yield importlib.import_module("docs_src.refresh.model").Model(version)
+        log.append(f"{version} stopped")
+
+    example.app.dependency_overrides[example.load_model] = get_model
+    example.app.get("/unrelated")(lambda: "fine")
+    with anyio.fail_after(10):
+        async with running(example.app) as client, anyio.create_task_group() as tasks:
+            assert await predict(client) == prediction("v1")
+            model_file.write("v2")
+            gate = Gate()
+            tasks.start_soon(client.post, "/model/refresh")
+            await gate.hold()
+            assert log == ["v1 started", "v1 stopped"]
+            response = await client.get("/predict", params={"text": "tea"})
+            assert response.status_code == 503
+            assert int(response.headers["retry-after"]) >= 1
+            assert (await client.get("/unrelated")).json() == "fine"
+            gate.open()
+            assert (await client.post("/model/refresh")).json() == "this is v2"
+            assert await predict(client) == prediction("v2")
+
+
+def test_draining(model_file: ModelFile, caplog: pytest.LogCaptureFixture) -> None:
+    example = load("refresh/draining")
+    gate = Gate()
+    log = []
+
+    @example.app.get("/held")  # type: ignore[untyped-decorator]
+    async def hold(model: example.ModelDep) -> None:  # type: ignore[name-defined]
+        await gate.wait()
+        log.append(f"{model.version} is {'open' if model.is_open else 'closed'}")
+
+    async def test() -> None:
+        async with running(example.app) as client, anyio.create_task_group() as tasks:
+            tasks.start_soon(client.get, "/held")
+            await gate.hold()
+            model_file.write("v2")
+            began = trio.current_time()
+            assert (await client.post("/model/refresh")).json() == "v1 is closed"
+            assert trio.current_time() - began >= 60
+            gate.open()
+
+    in_virtual_time(test)
+    assert log == ["v1 is closed"]
+    assert "GET /held" in caplog.text
+
+
+def test_a_websocket_that_follows(model_file: ModelFile) -> None:
+    example = load("refresh/websocket")
+    models = spy(example.app, example.load_model)
+
+    async def refresh() -> None:
+        draining = await example.app.lifespan_container.refresh(example.load_model)
+        await draining.wait()
+
+    with TestClient(example.app) as client, client.websocket_connect("/predict") as websocket:
+        client.get("/spy")
+        for version in ("v1", "v2"):
+            websocket.send_text("tea")
+            assert websocket.receive_text() == prediction(version)
+            model_file.write("v2")
+            assert client.portal is not None
+            client.portal.call(refresh)
+            assert not models[0].is_open
+
+
+def test_concurrent_start() -> None:
+    example = load("concurrent_start")
+
+    async def test() -> None:
+        began = trio.current_time()
+        async with running(example.app) as client:
+            assert trio.current_time() - began == 4  # on a clock that runs only while all wait
+            assert (await client.get("/")).json() == "a model and a cache of a pool"
+
+    in_virtual_time(test)
+    assert example.log[:3] == ["pool opened", "cache filled", "model loaded"]
+    assert sorted(example.log[3:]) == ["cache saved", "model freed", "pool closed"]
+    assert example.log.index("cache saved") < example.log.index("pool closed")
+
+
+def test_time_limits(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    example = load("time_limits")
+
+    async def hang(*arguments: object) -> None:
+        await anyio.sleep_forever()
+
+    async def start_and_stop() -> None:
+        async with running(example.app) as client:
+            assert (await client.get("/users/1")).status_code == 200
+
+    in_virtual_time(start_and_stop)
+    with monkeypatch.context() as patched:
+        patched.setattr(example.Pool, "close", hang)
+        with pytest.raises(LifespanTimeout, match="did not stop within 10 seconds"):
+            in_virtual_time(start_and_stop)
+    monkeypatch.setattr(example, "connect", hang)
+    with pytest.raises(LifespanTimeout, match="did not start within 30 seconds"):
+        in_virtual_time(start_and_stop)
+
+
+def test_time_limits_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = load("time_limits_thread")
+    with TestClient(example.app) as client:
+        assert client.get("/sentiment?text=so good").json() == "positive"
+
+    released = threading.Event()
+    monkeypatch.setattr(example, "load_model", released.wait)
+
+    async def start() -> None:
+        async with running(example.app):
+            raise AssertionError("started")
+
+    try:
+        with pytest.raises(LifespanTimeout, match="did not start within 60 seconds"):
+            in_virtual_time(start)
+    finally:
+        released.set()
+
+
+def test_a_dependency_that_died_is_brought_back(caplog: pytest.LogCaptureFixture) -> None:
+    example = load("crash")
+    feeds = spy(example.app, example.get_feed)
+
+    async def test() -> None:
+        async with running(example.app, raises=False) as client:
+
+            async def status() -> int:
+                return (await client.get("/feed")).status_code
+
+            await client.get("/spy")
+            assert await status() == 200
+            feeds[0].is_cut.set()
+            await become(status, 500)
+            await become(status, 200, pause=5)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        in_virtual_time(test)
+    # a refresh has brought it back, and it is reported nevertheless
+    assert [str(error) for error in leaves(caught.value)] == ["the feed was cut"]
+    assert "`get_feed` ended by itself while serving" in caplog.text
+
+
 # The page on errors: each of these files raises its error when it is imported
 
 ERRORS: dict[str, type[Exception]] = {
     "unknown_scope": InvalidDependencyScope,
     "called": InvalidLifespanDependency,
+    "sync_timeout": InvalidLifespanDependency,
+    "conflicting_options": InvalidLifespanDependency,
     "request_parameter": DependencyScopeError,
     "request_object": DependencyScopeError,
     "request_dependency": DependencyScopeError,
     "cycle": DependencyCycleError,
+    "start_timeout": LifespanTimeout,
     "without_with": UninitializedLifespanDependency,
     "plain_app": UninitializedLifespanDependency,
     "other_event_loop": UninitializedLifespanDependency,
@@ -516,6 +851,10 @@ ERRORS: dict[str, type[Exception]] = {
     "stopped": UninitializedLifespanDependency,
     "failed_override": UninitializedLifespanDependency,
     "invalid_override": UninitializedLifespanDependency,
+    "unavailable": UnavailableLifespanDependency,
+    "refused_refresh": RefreshError,
+    "waiting_for_itself": RefreshError,
+    "no_container": LifespanNotRunning,
     "failed_stops": ExceptionGroup,
 }
 
@@ -538,7 +877,11 @@ def test_errors(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("name", "cause"),
-    [("failed_override", ConnectionError), ("invalid_override", DependencyCycleError)],
+    [
+        ("failed_override", ConnectionError),
+        ("invalid_override", DependencyCycleError),
+        ("unavailable", ConnectionError),
+    ],
 )
 def test_causes_of_errors(name: str, cause: type[Exception]) -> None:
     with pytest.raises(UninitializedLifespanDependency) as caught:
@@ -568,7 +911,7 @@ async def test_a_crash(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> N
     example = load("errors/crashed")
     example.app.get("/unrelated")(lambda: "fine")
     transport = httpx.ASGITransport(example.app)
-    caught = None
+    caught: Exception = Exception()
     with pytest.raises(ExceptionGroup) as stopping:
         async with (
             example.app.router.lifespan_context(example.app),
@@ -576,14 +919,17 @@ async def test_a_crash(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> N
         ):
             assert (await client.get("/feed")).json() == "alive"
             await client.post("/cut")
-            with pytest.raises(UninitializedLifespanDependency) as caught, anyio.fail_after(5):
-                while True:
-                    await client.get("/feed")
+            with anyio.fail_after(5):
+                # it is dead at once, and has an error when its task group has ended
+                while caught.__cause__ is None:
                     await anyio.lowlevel.checkpoint()
+                    try:
+                        await client.get("/feed")
+                    except UninitializedLifespanDependency as error:
+                        caught = error
             assert (await client.get("/unrelated")).json() == "fine"
-    assert caught is not None
-    assert f"UninitializedLifespanDependency: {caught.value}" == shown("crashed")
-    assert caught.value.__cause__ is stopping.value
+    assert f"UninitializedLifespanDependency: {caught}" == shown("crashed")
+    assert caught.__cause__ is stopping.value
 
 
 def test_what_a_client_sees() -> None:

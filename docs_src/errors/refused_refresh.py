@@ -1,0 +1,18 @@
+from typing import Annotated
+
+from fastapi.testclient import TestClient
+
+from fastapi_lifespan_deps import Depends, LifespanContainer, get_container
+
+from .app import PoolDep, app, get_pool
+
+
+@app.post("/refresh")
+async def refresh(
+    pool: PoolDep, container: Annotated[LifespanContainer, Depends(get_container)]
+) -> None:
+    await container.refresh(get_pool, policy="resource_preserving")
+
+
+with TestClient(app) as client:
+    client.post("/refresh")
