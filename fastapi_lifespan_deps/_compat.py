@@ -10,7 +10,8 @@ from typing import Any
 
 from fastapi import routing
 from fastapi.dependencies.models import Dependant
-from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.applications import Starlette
+from starlette.routing import BaseRoute, Route, Router, WebSocketRoute
 
 
 def effective_routes(router: Any) -> Iterator[Any]:
@@ -43,6 +44,13 @@ def is_frontend(route: Any) -> bool:
     return isinstance(getattr(route, "original_route", route), group)
 
 
+def application(app: Any) -> Any:
+    """The application or router inside a mounted ASGI application, behind its middleware."""
+    while app is not None and not isinstance(app, Starlette | Router):
+        app = getattr(app, "app", None)
+    return app
+
+
 def matched_dependant(scope: Any) -> Dependant | None:
     """What the route that a request was matched with will solve; None while nobody knows."""
     route: BaseRoute | None = scope.get("route")
@@ -53,9 +61,9 @@ def matched_dependant(scope: Any) -> Dependant | None:
     endpoint = scope.get("endpoint")
     dependant: Dependant | None = getattr(route, "dependant", None)
     if isinstance(route, Route | WebSocketRoute) or (
-        route is None and (inspect.isroutine(endpoint) or inspect.isclass(endpoint))
+        route is None and endpoint is not None and application(endpoint) is None
     ):
-        return dependant or Dependant()  # a route of Starlette's solves nothing
+        return dependant or Dependant()  # a route of Starlette's, or a stranger, solves nothing
     return dependant
 
 

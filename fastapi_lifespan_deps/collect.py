@@ -8,10 +8,9 @@ from typing import Any
 
 from fastapi import params
 from fastapi.dependencies.models import Dependant
-from starlette.applications import Starlette
-from starlette.routing import Host, Mount, Router
+from starlette.routing import Host, Mount
 
-from ._compat import effective_routes, is_frontend
+from ._compat import application, effective_routes, is_frontend
 from .exceptions import Step, name_of
 from .params import (
     NOTE,
@@ -221,7 +220,7 @@ def _walk(
             provider = getattr(route, "dependency_overrides_provider", domain)
             yield Route(label, provider, dependant, tuple(route.dependencies), number, not frontend)
         elif isinstance(route, Mount | Host):
-            mounted = _application(route.app)
+            mounted = application(route.app)
             if mounted is not None:
                 yield from _walk(mounted, _domain(mounted), path, seen, labels)
 
@@ -232,13 +231,6 @@ def _owner(call: Any) -> Hashable:
     except TypeError:
         return type(call), id(call)
     return call  # type: ignore[no-any-return]
-
-
-def _application(app: Any) -> Any:
-    """The application or router inside a mounted ASGI application, behind its middleware."""
-    while app is not None and not isinstance(app, Starlette | Router):
-        app = getattr(app, "app", None)
-    return app
 
 
 def _domain(mounted: Any) -> Domain:

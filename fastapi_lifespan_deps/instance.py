@@ -128,7 +128,7 @@ class Instance:
                     logger.debug("Stopping `%s`", name)
             logger.debug("Stopped `%s`", name)
         except _DependencyFailed as error:
-            self.error = error.failure
+            self.error, self.given_up = error.failure, False
         except BaseException as error:
             step = "start" if not self.started else "serve" if self.casualty is self else "stop"
             error.add_note(f"`{name}` ({where(provider)}) failed to {step}")

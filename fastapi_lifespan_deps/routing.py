@@ -256,7 +256,7 @@ class Pin:
         scope[SCOPE_KEY] = generation
         generation.pinned[id(scope)] = scope
         sender = requesting.get()
-        if sender is not None:
+        if sender is not None and sender is not scope:
             scope[SENDER_KEY] = sender
         token = requesting.set(scope)
         try:

@@ -210,16 +210,22 @@ class Run:
         asked_by = requesting.get()
         if asked_by is not None and scope is not None and asked_by is not scope:
             asked_by[COPY_KEY] = scope
+        self._to_renew(self.current.plan, provider)  # raises if there is nothing to refresh
         under_way = self._refreshes.get(provider)
-        renewed = self._to_renew(self.current.plan, provider)
-        if (policy if under_way is None else under_way[0]) == "resource_preserving":
-            self._check_holders(provider, renewed, drain_timeout)
-        for asked in (*asking(), *([] if scope is None else [scope])):
+        if under_way is None and policy == "resource_preserving" and drain_timeout is None:
+            self._check_lasting(provider)
+        policies = {other: policy for other, (policy, _) in self._refreshes.items()}
+        for other, its_policy in ({provider: policy} | policies).items():
+            if its_policy == "resource_preserving":
+                self._check_asking(provider, other)
+        for asked in (*(scope for scope, _ in self._asking()), *([] if scope is None else [scope])):
             asked[ASKED_KEY] = True
         if under_way is None:
             body = partial(self._refresh, provider, policy, drain_timeout)
             work = self._supervisor.work(body, f"refresh of {name_of(provider)}")
             under_way = self._refreshes[provider] = policy, work
+        else:
+            self.drain()  # it may be waiting for what the request lets go of
         return await under_way[1].result()
 
     async def _refresh(
@@ -244,6 +250,7 @@ class Run:
                     async with self._changing:
                         await self._follow_overrides()
                         renewed = self._to_renew(self.current.plan, provider)
+                        renewed.difference_update(self._instances)  # an override is fresh already
                         await self._change(self.current.plan, renewed, all_or_none=True)
                 elif drain_timeout is not None:
                     drain = partial(self._drain_within, draining, drain_timeout)
@@ -282,9 +289,15 @@ class Run:
                 if instance is None or instance.casualty is not None:
                     renewed.add(node)
         for node in [*plan.nodes, *self._instances]:
-            if node not in self._failures and not renewed.isdisjoint(node.dependencies):
+            if not (self._has_failed(node) or renewed.isdisjoint(node.dependencies)):
                 renewed.add(node)
         return renewed
+
+    def _has_failed(self, node: Node) -> bool:
+        """Whether a node failed to start, other than because of what it depends on."""
+        failure = self._failures.get(node)
+        inherited = (self._failures.get(child) for child in node.dependencies)
+        return failure is not None and all(failure is not other for other in inherited)
 
     def _declared(self, plan: Plan, provider: Provider) -> list[Node | LifespanDependencyError]:
         """What stands for `provider`, wherever it is declared."""
@@ -301,24 +314,30 @@ class Run:
         )
         return [instance for instance in self._supervisor.instances if instance in old]
 
-    def _check_holders(
-        self, provider: Provider, renewed: Collection[Node], drain_timeout: float | None
-    ) -> None:
-        """Refuse a resource-preserving refresh that would wait for whoever asks, or for ever."""
+    def _check_asking(self, provider: Provider, withdrawn: Provider) -> None:
+        """Refuse a refresh that would wait for the requests that ask for it.
+
+        It has to wait for another one that withdraws a value which they use; or is that one.
+        """
+        renewed = self._to_renew(self.current.plan, withdrawn)
         for scope, generation in self._asking():
             reach = generation.reach(scope)
             if reach is None or any(one.node in renewed for one in reach.instances):
+                uses = "may use" if reach is None else "uses"
+                value = "the value" if withdrawn == provider else f"`{name_of(withdrawn)}`"
                 raise RefreshError(
                     provider,
-                    f"the request that asks for it, {labels([scope])}, "
-                    + ("may use" if reach is None else "uses")
-                    + " the value itself, and would wait for its own end",
+                    f"the request that asks for it, {labels([scope])}, {uses} {value} itself, "
+                    "and would wait for its own end",
                     "Ask from a route that does not declare the value, or with "
                     'policy="availability_preserving".',
                 )
-        holders = self._holders(self._replaced(renewed))
-        sites = [one for one in holders if isinstance(one, Site)]
-        if sites and drain_timeout is None:
+
+    def _check_lasting(self, provider: Provider) -> None:
+        """Refuse a refresh that would wait for what keeps the value to the end."""
+        replaced = self._replaced(self._to_renew(self.current.plan, provider))
+        sites = [one for one in self._holders(replaced) if isinstance(one, Site)]
+        if sites:
             raise RefreshError(
                 provider,
                 f"{labels(sites)} uses the value until the application stops",
