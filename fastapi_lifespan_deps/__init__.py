@@ -15,7 +15,7 @@ from .exceptions import (
     UninitializedLifespanDependency,
 )
 from .params import Depends
-from .run import Draining
+from .refresh import Draining
 
 __all__ = [
     "DependencyCycleError",

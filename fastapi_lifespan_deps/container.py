@@ -13,7 +13,8 @@ from ._compat import overrides_provider
 from .generation import ASKED_KEY, Generation
 from .params import SCOPE_KEY, Key, in_seconds, not_running
 from .plan import Domain
-from .run import Draining, Policy, Run
+from .refresh import Draining, Policy
+from .run import Run
 
 T = TypeVar("T")
 D = TypeVar("D", default=None)
@@ -113,7 +114,7 @@ class LifespanContainer:
         seconds = None if drain_timeout is None else in_seconds(drain_timeout)
         if seconds is not None and not seconds >= 0:
             raise ValueError(f"drain_timeout={drain_timeout!r}: give seconds, or a timedelta")
-        return await self._run.refresh(provider, policy, seconds, self._scope)
+        return await self._run.refresher.refresh(provider, policy, seconds, self._scope)
 
     @overload
     def __getitem__(self, provider: type[T]) -> T: ...

@@ -21,7 +21,7 @@ from fastapi_lifespan_deps import (
     enable_lifespan_scope,
     get_container,
 )
-from fastapi_lifespan_deps.run import Policy
+from fastapi_lifespan_deps.refresh import Policy
 from tests.clients import Gate, Thing, running, settle
 from tests.refreshing import AVAILABILITY, POLICIES, RESOURCE, Broken, Service, breaks
 
@@ -145,7 +145,7 @@ async def test_again_and_again(policy: Policy) -> None:
             assert sum(not thing.closed for thing in service.things) == 3
         run = service.app.lifespan_container._run
         assert run.retired == []
-        assert len(run._supervisor.instances) == 3
+        assert len(run.supervisor.instances) == 3
 
 
 # --- Requests hold what their route can reach

@@ -20,7 +20,7 @@ from fastapi_lifespan_deps import (
     RefreshError,
     get_container,
 )
-from fastapi_lifespan_deps.run import Policy
+from fastapi_lifespan_deps.refresh import Policy
 from tests.clients import Gate, Thing, client_of, running, settle
 from tests.refreshing import AVAILABILITY, POLICIES, RESOURCE, Service, connect
 

@@ -1,0 +1,255 @@
+"""Live: the values of a run. Whatever changes them is one `change`; what is unused drains."""
+
+import math
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import anyio
+from starlette.types import Scope
+
+from .collect import Site
+from .exceptions import LifespanDependencyError, name_of
+from .generation import Generation, Withdrawn, with_all
+from .instance import Instance, Supervisor, current_instance, ended_by_itself, logger
+from .plan import Node, Plan
+
+Provider = Callable[..., Any]
+
+
+class LiveValues:
+    """The instances of a run, and the generations that its requests are pinned to.
+
+    Every change of them, be it a startup, an override or a refresh, goes one way: instances are
+    made of what is missing, and then one new generation becomes current.
+    """
+
+    def __init__(self, app: Any, *, concurrent: bool) -> None:
+        self.app = app
+        self.phase: Literal["starting", "serving", "stopping"] = "starting"
+        self.supervisor = Supervisor(self._forget_values, concurrent=concurrent)
+        self.current = Generation(self, Plan({}), {}, {}, {})
+        self.retired: list[Generation] = []  # not current, still used by requests
+        self.originals = Plan({})  # in force without overrides: kept to the end
+        self.instances: dict[Node, Instance] = {}  # the latest of each node, in start order
+        self.coming: dict[Node, Instance] = {}  # what they will be after the change under way
+        self.failures: dict[Node, BaseException] = {}
+        self.withdrawn: dict[Node, Withdrawn] = {}
+        self.changing = anyio.Lock()
+        self._looking_again = False
+
+    # Change
+
+    async def change(
+        self, plan: Plan, renewed: Collection[Node] = (), *, all_or_none: bool
+    ) -> None:
+        """Start what `plan` needs and does not run, or is to be renewed; then switch to it.
+
+        With `all_or_none` the first failure is raised, and nothing has changed. Otherwise
+        failures are kept for the requests that need the value.
+        """
+        is_same = plan is self.current.plan
+        failures = {n: why for n, why in self.failures.items() if is_same and n not in renewed}
+        withdrawn = {
+            n: why for n, why in self.withdrawn.items() if n in plan.nodes and n not in renewed
+        }
+        fresh: list[Instance] = []
+        try:
+            for node in dict.fromkeys((*plan.nodes, *self.originals.nodes)):
+                lacking = next((child for child in node.dependencies if child in withdrawn), None)
+                if node in self.instances and node not in renewed:
+                    self.coming[node] = self.instances[node]
+                elif node not in plan.nodes and node not in self.instances:
+                    continue  # an original that was overridden from the beginning
+                elif lacking is not None:
+                    withdrawn.setdefault(node, withdrawn[lacking])
+                elif node not in withdrawn and node not in failures:
+                    self.coming[node] = self._instance(node, plan)
+                    fresh.append(self.coming[node])
+            await self.supervisor.start(fresh, all_or_none=all_or_none)
+            if all_or_none:
+                _raise_failure(fresh)
+            elif any(instance.given_up for instance in fresh):
+                return  # for overrides that are gone
+            for instance in fresh:
+                if not instance.started:
+                    error = _failure(instance)
+                    if error not in failures.values():  # else it failed before, below this one
+                        name = name_of(instance.node.provider)
+                        logger.error("`%s` failed to start", name, exc_info=error)
+                    failures[instance.node] = error
+            kept = {node: one for node, one in self.instances.items() if node not in renewed}
+            self.instances = kept | {one.node: one for one in fresh if one.started}
+            self.failures, self.withdrawn = failures, withdrawn
+            self.coming = {}
+            self.switch(plan)
+        finally:
+            self.coming = {}
+            if self.phase != "starting":  # else all is stopped together
+                self.drain()
+
+    def _instance(self, node: Node, plan: Plan) -> Instance:
+        arguments = {
+            name: self.app if child is None else self.coming[child]
+            for name, child in node.arguments
+        }
+        path = plan.nodes.get(node) or self.originals.nodes[node]
+        limits = {
+            option: plan.seconds(node.provider, option)
+            for option in ("start_timeout", "stop_timeout")
+        }
+        return Instance(node, arguments, self.supervisor, path, **limits)
+
+    def switch(self, plan: Plan) -> None:
+        """Make the values that there are now those of the requests that arrive from now on."""
+        self.retired.append(self.current)
+        self.current = Generation(self, plan, self.instances, self.failures, dict(self.withdrawn))
+        self.drain()
+
+    async def renew(self, renewed: Collection[Node]) -> None:
+        """Put new instances of nodes in the place of the old ones, or raise why that failed."""
+        await self.change(self.current.plan, renewed, all_or_none=True)
+
+    def withdraw(self, renewed: Collection[Node]) -> None:
+        """Let nodes be without an instance; the old ones stop when no request holds them."""
+        gone = [self.instances.pop(node) for node in renewed if node in self.instances]
+        retry_after = max(1, math.ceil(sum(instance.start_seconds for instance in gone)))
+        for node in self.current.plan.nodes:
+            if node in renewed:
+                self.withdrawn.setdefault(node, Withdrawn(retry_after))
+        self.switch(self.current.plan)
+
+    def say_why_withdrawn(self, nodes: Collection[Node], failure: Exception) -> None:
+        """Let requests that need what was not brought back know what the last try said."""
+        for node in self.withdrawn.keys() & nodes:
+            self.withdrawn[node] = replace(self.withdrawn[node], failure=failure)
+        self.switch(self.current.plan)
+
+    def to_renew(self, provider: Provider) -> set[Node]:
+        """The nodes that a refresh of `provider` makes new instances of."""
+        plan = self.current.plan
+        renewed = {node for node in self.declared(provider) if isinstance(node, Node)}
+        for node in [*plan.nodes][::-1]:  # what is dead, or was not brought back, below these
+            if any(node in other.dependencies for other in renewed):
+                instance = self.instances.get(node)
+                if instance is None or instance.casualty is not None:
+                    renewed.add(node)
+        for node in [*plan.nodes, *self.instances]:
+            if not (self._has_failed(node) or renewed.isdisjoint(node.dependencies)):
+                renewed.add(node)
+        return renewed
+
+    def _has_failed(self, node: Node) -> bool:
+        """Whether a node failed to start, other than because of what it depends on."""
+        failure = self.failures.get(node)
+        inherited = (self.failures.get(child) for child in node.dependencies)
+        return failure is not None and all(failure is not other for other in inherited)
+
+    def declared(self, provider: Provider) -> list[Node | LifespanDependencyError]:
+        """What stands for `provider`, wherever it is declared."""
+        resolved = self.current.plan.resolved
+        return [found for (_, key), found in resolved.items() if key.provider == provider]
+
+    def replaced(self, renewed: Collection[Node]) -> list[Instance]:
+        """The instances that go when these nodes are renewed, in start order.
+
+        Among them is what an earlier refresh has left, if requests still use it.
+        """
+        old = with_all(
+            (instance for instance in self.supervisor.instances if instance.node in renewed),
+            lambda instance: instance.dependents,
+        )
+        return [instance for instance in self.supervisor.instances if instance in old]
+
+    # Pin
+
+    def inside(self) -> Instance | None:
+        """The instance whose provider, or a task that it has started, asks."""
+        instance = current_instance.get(None)
+        return instance if instance in self.supervisor.instances else None
+
+    def release(self, generation: Generation, pinned: Scope | Site) -> None:
+        """Note that a request, or a site that kept its values, is over."""
+        generation.pinned.pop(id(pinned), None)
+        if generation is not self.current:  # else it goes on needing all that it has
+            self.drain()
+
+    @contextmanager
+    def holding(self, site: Site) -> Iterator[dict[str, Any]]:
+        """Give the values of a site that keeps them, as a lifespan function does."""
+        generation = self.current
+        generation.pinned[id(site)] = site
+        try:
+            yield generation[site]
+        finally:
+            self.release(generation, site)
+
+    def holders(self, instances: Collection[Instance]) -> list[Scope | Site]:
+        return [
+            pinned
+            for generation in (self.current, *self.retired)
+            for pinned in generation.holders(instances)
+        ]
+
+    # Stop
+
+    def drain(self) -> None:
+        """Stop the instances that nothing can use any more."""
+        # not by `remove`: generations are dicts, and equal ones are not the same
+        self.retired = [generation for generation in self.retired if generation.pinned]
+        in_force = (*self.originals.nodes, *self.current.plan.nodes)
+        wanted = {self.instances.get(node) for node in in_force} | {*self.coming.values()}
+        gone, held = [], False
+        for instance in self.supervisor.instances:
+            if instance in wanted or instance.is_stopping:
+                continue
+            if any(generation.is_held(instance) for generation in self.retired):
+                held = True
+                continue
+            gone.append(instance)
+            if self.instances.get(instance.node) is instance:
+                del self.instances[instance.node]
+        if gone:
+            self.supervisor.retire(gone)
+        if held and not self._looking_again and any(one.has_unmatched for one in self.retired):
+            # Nobody tells when such a request gets to its route, which may need nothing.
+            self._looking_again = True
+            self.supervisor.work(self._look_again, "draining")
+
+    async def _look_again(self) -> None:
+        with anyio.move_on_after(1):
+            return await self.supervisor.closing.wait()
+        self._looking_again = False
+        self.drain()
+
+    async def close(self) -> None:
+        """Stop everything, in reverse; then raise what went wrong on the way."""
+        self._forget_values()
+        try:
+            await self.supervisor.close()
+        finally:
+            self._forget_values()
+
+    def _forget_values(self) -> None:
+        """Let each site be worked out anew, and be found without what is gone."""
+        for generation in (self.current, *self.retired):
+            generation.clear()
+
+
+def _raise_failure(instances: list[Instance]) -> None:
+    """Raise the first failure of a start, if there is one."""
+    for instance in instances:
+        if not (instance.started or instance.given_up):
+            raise _failure(instance)
+    for instance in instances:
+        if instance.casualty is not None:
+            raise ended_by_itself(instance.casualty)
+        if not instance.started:
+            raise _failure(instance)
+
+
+def _failure(instance: Instance) -> BaseException:
+    """Why an instance has not started. It forgets that: the error's traceback leads to it."""
+    error, instance.error = instance.error, None
+    return error or RuntimeError(f"the start of `{name_of(instance.node.provider)}` was given up")

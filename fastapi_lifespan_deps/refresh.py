@@ -1,0 +1,247 @@
+"""Refresh: put fresh instances in the place of those that serve, while they do."""
+
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import Literal
+
+import anyio
+from starlette.types import Scope
+
+from .collect import Site
+from .exceptions import RefreshError, name_of
+from .generation import ASKED_KEY, COPY_KEY, Generation, asking, labels, requesting, with_all
+from .instance import Instance, Work, logger
+from .live import LiveValues, Provider
+from .plan import Node
+
+Policy = Literal["availability_preserving", "resource_preserving"]
+
+
+class Refresher:
+    """Refreshes the values of a run, when asked and regularly.
+
+    Each refresh is done in a task of its own, one after the other.
+    """
+
+    def __init__(self, live: LiveValues, follow_overrides: Callable[[], Awaitable[None]]) -> None:
+        self._live = live
+        self._follow_overrides = follow_overrides
+        self._under_way: dict[Provider, tuple[Policy, Work[Draining]]] = {}
+        self._one_at_a_time = anyio.Lock()
+        self._timers: set[Provider] = set()
+
+    async def refresh(
+        self,
+        provider: Provider,
+        policy: Policy = "availability_preserving",
+        drain_timeout: float | None = None,
+        scope: Scope | None = None,
+    ) -> "Draining":
+        """Replace the instances of a provider, and of what depends on it, by fresh ones.
+
+        `scope` is that of the request which asks, as it is at its route.
+        """
+        if self._live.phase != "serving" or self._live.supervisor.is_closing:
+            raise RefreshError(
+                provider,
+                f"the application is {self._live.phase}",
+                "Refresh while it serves: after its startup, and before its shutdown.",
+            )
+        instance = self._live.inside()
+        if instance is not None and not instance.is_alive:
+            raise RefreshError(
+                provider,
+                f"`{name_of(instance.node.provider)}` asks for it while it starts or stops itself",
+                "Ask in a task that the dependency starts, or after the startup.",
+            )
+        asked_by = requesting.get()
+        if asked_by is not None and scope is not None and asked_by is not scope:
+            asked_by[COPY_KEY] = scope
+        renewed = self._renewed(provider)
+        under_way = self._under_way.get(provider)
+        if under_way is None and policy == "resource_preserving" and drain_timeout is None:
+            self._check_lasting(provider, renewed)
+        policies = {other: policy for other, (policy, _) in self._under_way.items()}
+        for other, its_policy in ({provider: policy} | policies).items():
+            if its_policy == "resource_preserving":
+                self._check_asking(provider, other)
+        for asked, _ in self._asking():
+            asked[ASKED_KEY] = True
+        if scope is not None:
+            scope[ASKED_KEY] = True
+        if under_way is None:
+            body = partial(self._refresh, provider, policy, drain_timeout)
+            work = self._live.supervisor.work(body, f"refresh of {name_of(provider)}")
+            under_way = self._under_way[provider] = policy, work
+        else:
+            self._live.drain()  # it may be waiting for what the request lets go of
+        return await under_way[1].result()
+
+    async def _refresh(
+        self, provider: Provider, policy: Policy, drain_timeout: float | None
+    ) -> "Draining":
+        name = name_of(provider)
+        renewed: set[Node] = set()
+        try:
+            async with self._one_at_a_time:
+                logger.info("Refreshing `%s`", name)
+                async with self._live.changing:
+                    await self._follow_overrides()
+                    renewed = self._renewed(provider)
+                    old = self._live.replaced(renewed)
+                    if policy == "resource_preserving":
+                        self._live.withdraw(renewed)
+                    else:
+                        await self._live.renew(renewed)
+                draining = Draining(self, provider, old)
+                if policy == "resource_preserving":
+                    await self._drain_within(draining, drain_timeout)
+                    async with self._live.changing:
+                        await self._follow_overrides()
+                        # what an override has started meanwhile is fresh already
+                        renewed = self._renewed(provider).difference(self._live.instances)
+                        await self._live.renew(renewed)
+                elif drain_timeout is not None:
+                    drain = partial(self._drain_within, draining, drain_timeout)
+                    self._live.supervisor.work(drain, f"draining of {name}")
+                logger.info("Refreshed `%s`", name)
+                return draining
+        except Exception as error:
+            if self._live.supervisor.is_closing:
+                raise RefreshError(provider, "the application stops", "It stops it too.") from error
+            self._live.say_why_withdrawn(renewed, error)
+            raise
+        finally:
+            del self._under_way[provider]
+
+    def _renewed(self, provider: Provider) -> set[Node]:
+        renewed = self._live.to_renew(provider)
+        if not renewed:
+            found = self._live.declared(provider)
+            error = RefreshError(
+                provider,
+                "its override is not valid" if found else "the application does not declare it",
+                "Give the callable that a route, a dependency or a hook declares.",
+            )
+            raise error from next((one for one in found if isinstance(one, Exception)), None)
+        return renewed
+
+    def _check_asking(self, provider: Provider, withdrawn: Provider) -> None:
+        """Refuse a refresh that would wait for the requests that ask for it.
+
+        It has to wait for another one that withdraws a value which they use; or is that one.
+        """
+        renewed = self._live.to_renew(withdrawn)
+        for scope, generation in self._asking():
+            reach = generation.reach(scope)
+            if reach is None or any(one.node in renewed for one in reach.instances):
+                uses = "may use" if reach is None else "uses"
+                value = "the value" if withdrawn == provider else f"`{name_of(withdrawn)}`"
+                raise RefreshError(
+                    provider,
+                    f"the request that asks for it, {labels([scope])}, {uses} {value} itself, "
+                    "and would wait for its own end",
+                    "Ask from a route that does not declare the value, or with "
+                    'policy="availability_preserving".',
+                )
+
+    def _check_lasting(self, provider: Provider, renewed: set[Node]) -> None:
+        """Refuse a refresh that would wait for what keeps the value to the end."""
+        holders = self._live.holders(self._live.replaced(renewed))
+        sites = [one for one in holders if isinstance(one, Site)]
+        if sites:
+            raise RefreshError(
+                provider,
+                f"{labels(sites)} uses the value until the application stops",
+                "Give a drain_timeout, take the value out of its parameters, or use "
+                'policy="availability_preserving".',
+            )
+
+    def _asking(self) -> Iterator[tuple[Scope, Generation]]:
+        """The requests that we are in, with the generation that each is pinned to."""
+        for scope in asking():
+            for generation in (self._live.current, *self._live.retired):
+                if id(scope) in generation.pinned:
+                    yield scope, generation
+
+    def check_waiting(self, draining: "Draining") -> None:
+        """Refuse to let a request wait for its own end."""
+        for scope, generation in self._asking():
+            if not generation.reached(scope).isdisjoint(draining.left):
+                raise RefreshError(
+                    draining.provider,
+                    f"the request that waits, {labels([scope])}, uses the old value itself",
+                    "Wait outside of the request, in a task that it has not started.",
+                    asked="has an old value whose end cannot be awaited",
+                )
+
+    async def _drain_within(self, draining: "Draining", seconds: float | None) -> None:
+        """Wait until the old instances have ended; when the time is up, stop them."""
+        with anyio.move_on_after(seconds):
+            return await draining.ended()
+        left = with_all(draining.left, lambda instance: instance.dependents)
+        holders = self._live.holders(left)
+        if holders:  # else it is stopping, and takes its time
+            logger.warning(
+                "The old `%s` is stopped after %g seconds, though still used by %s",
+                name_of(draining.provider),
+                seconds,
+                labels(holders),
+            )
+        supervisor = self._live.supervisor
+        supervisor.retire([one for one in supervisor.instances if one in left])
+        await draining.ended()
+
+    def keep_refreshing(self) -> None:
+        """Refresh what has `refresh_every`, from now on."""
+        for provider, option in self._live.current.plan.options:
+            if option == "refresh_every" and provider not in self._timers:
+                self._timers.add(provider)
+                body = partial(self._refresh_regularly, provider)
+                self._live.supervisor.work(body, f"refresh_every of {name_of(provider)}")
+
+    async def _refresh_regularly(self, provider: Provider) -> None:
+        while (seconds := self._live.current.plan.seconds(provider, "refresh_every")) is not None:
+            # many workers were started at once, and should not refresh at once
+            with anyio.move_on_after(seconds * random.uniform(0.95, 1.05)):
+                return await self._live.supervisor.closing.wait()
+            if not self._live.declared(provider):
+                continue  # what depends on it is overridden
+            try:
+                await self.refresh(provider)
+            except Exception as error:
+                if self._live.phase == "serving":
+                    logger.error(
+                        "`%s` was not refreshed; the next try is in about %g seconds",
+                        name_of(provider),
+                        seconds,
+                        exc_info=error,
+                    )
+        self._timers.discard(provider)
+
+
+class Draining:
+    """What `LifespanContainer.refresh` returns: the end of the old instances can be awaited."""
+
+    def __init__(self, refresher: Refresher, provider: Provider, old: list[Instance]) -> None:
+        self.provider = provider
+        self._refresher = refresher
+        self._old = old
+
+    @property
+    def left(self) -> list[Instance]:
+        return [instance for instance in self._old if not instance.ended.is_set()]
+
+    async def wait(self) -> None:
+        """Wait until the old instances have ended, their code after `yield` included.
+
+        Raises:
+            RefreshError: the request that waits uses an old instance itself.
+        """
+        self._refresher.check_waiting(self)
+        await self.ended()
+
+    async def ended(self) -> None:
+        for instance in self._old:
+            await instance.ended.wait()
