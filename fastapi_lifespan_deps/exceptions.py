@@ -194,7 +194,9 @@ def together(
     others = [other for other in others if other is not failure]
     if failure is not None and not (is_serving and isinstance(failure, Exception)):
         for other in others:
-            failure.add_note(f"Then, while stopping:\n{''.join(format_exception(other))}")
+            # its context is `failure`, most often
+            lines = format_exception(other, chain=other.__cause__ is not None)
+            failure.add_note(f"Then, while stopping:\n{''.join(lines)}")
         return failure
     failures = [*([] if failure is None else [failure]), *others]
     if len(failures) > 1:

@@ -126,7 +126,8 @@ class Instance:
                         if self._stop_timeout is not None:
                             self._living.deadline = current_time() + self._stop_timeout
                     logger.debug("Stopping `%s`", name)
-            logger.debug("Stopped `%s`", name)
+            if self.started:
+                logger.debug("Stopped `%s`", name)
         except _DependencyFailed as error:
             self.error, self.given_up = error.failure, False
         except BaseException as error:
@@ -322,8 +323,8 @@ class Supervisor:
             self.instances.remove(instance)
         name, error = name_of(instance.node.provider), instance.error
         if not instance.started:
-            # whoever wanted the start is told; if that is nobody any more, there is `close`
-            error = error if instance.given_up and isinstance(error, Exception) else None
+            # whoever wanted the start is told; when the run ends, that may be nobody
+            error = error if self.is_closing and isinstance(error, Exception) else None
         elif error is not None and instance.casualty is not instance and not self.is_closing:
             logger.error("`%s` failed to stop", name, exc_info=error)
         if error is not None:
@@ -481,7 +482,21 @@ class _InThread(AbstractAsyncContextManager[Any]):
         return await self._run(self._context.__enter__)
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self._run(self._context.__exit__, None, None, None)
+        began = False
+
+        def leave() -> None:
+            nonlocal began
+            began = True
+            self._context.__exit__(None, None, None)
+
+        with CancelScope(shield=True):
+            while True:
+                try:
+                    await self._run(leave)
+                    return
+                except get_cancelled_exc_class():  # asyncio ends while this waits for a thread
+                    if began:
+                        raise
 
 
 async def _in_thread(threads: CapacityLimiter, call: Callable[..., Any], *arguments: Any) -> Any:

@@ -10,7 +10,7 @@ import anyio
 from starlette.types import Scope
 
 from .collect import Site
-from .exceptions import LifespanDependencyError, name_of
+from .exceptions import LifespanDependencyError, name_of, together
 from .generation import Generation, Withdrawn, with_all
 from .instance import Instance, Supervisor, current_instance, ended_by_itself, logger
 from .plan import Node, Plan
@@ -70,15 +70,15 @@ class LiveValues:
             await self.supervisor.start(fresh, all_or_none=all_or_none)
             if all_or_none:
                 _raise_failure(fresh)
-            elif any(instance.given_up for instance in fresh):
-                return  # for overrides that are gone
             for instance in fresh:
-                if not instance.started:
-                    error = _failure(instance)
-                    if error not in failures.values():  # else it failed before, below this one
-                        name = name_of(instance.node.provider)
-                        logger.error("`%s` failed to start", name, exc_info=error)
+                error = _failure(instance)
+                if error is not None and error not in failures.values():
+                    name = name_of(instance.node.provider)
+                    logger.error("`%s` failed to start", name, exc_info=error)
+                if error is not None:
                     failures[instance.node] = error
+            if any(instance.given_up for instance in fresh):
+                return  # this was for overrides that are gone
             kept = {node: one for node, one in self.instances.items() if node not in renewed}
             self.instances = kept | {one.node: one for one in fresh if one.started}
             self.failures, self.withdrawn = failures, withdrawn
@@ -238,18 +238,24 @@ class LiveValues:
 
 
 def _raise_failure(instances: list[Instance]) -> None:
-    """Raise the first failure of a start, if there is one."""
-    for instance in instances:
-        if not (instance.started or instance.given_up):
-            raise _failure(instance)
-    for instance in instances:
-        if instance.casualty is not None:
-            raise ended_by_itself(instance.casualty)
-        if not instance.started:
-            raise _failure(instance)
+    """Raise the first failure of a start, if there is one, with others as notes."""
+    # Those that were given up were so because of the first.
+    errors = [_failure(one) for one in sorted(instances, key=lambda one: one.given_up)]
+    errors += [ended_by_itself(one.casualty) for one in instances if one.casualty is not None]
+    failures = [error for error in errors if error is not None]
+    if not failures and not all(instance.started for instance in instances):
+        failures = [RuntimeError("the start was given up")]
+    failure = together(failures[0], failures[1:], is_serving=False) if failures else None
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            del failure, failures, errors  # see `Supervisor.close`
 
 
-def _failure(instance: Instance) -> BaseException:
+def _failure(instance: Instance) -> BaseException | None:
     """Why an instance has not started. It forgets that: the error's traceback leads to it."""
+    if instance.started:
+        return None
     error, instance.error = instance.error, None
-    return error or RuntimeError(f"the start of `{name_of(instance.node.provider)}` was given up")
+    return None if instance.given_up and not isinstance(error, Exception) else error

@@ -211,7 +211,8 @@ class Refresher:
             try:
                 await self.refresh(provider)
             except Exception as error:
-                if self._live.phase == "serving":
+                # meanwhile, what depends on it may have been overridden
+                if self._live.phase == "serving" and self._live.declared(provider):
                     logger.error(
                         "`%s` was not refreshed; the next try is in about %g seconds",
                         name_of(provider),
