@@ -319,8 +319,7 @@ class Supervisor:
 
     def ended(self, instance: Instance) -> None:
         """Note what went wrong at the end of an instance; `close` raises it."""
-        if instance in self.instances:
-            self.instances.remove(instance)
+        self.instances.remove(instance)
         name, error = name_of(instance.node.provider), instance.error
         if not instance.started:
             # whoever wanted the start is told; when the run ends, that may be nobody
@@ -551,12 +550,11 @@ async def finished(event: Event) -> None:
         raise cancelled
 
 
-def current_loop() -> object:
-    """What tells the event loops of a process apart. Raise `RuntimeError` where there is none."""
+def current_loop() -> object | None:
+    """What tells the event loops of a process apart; None where there is none."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
-        trio = sys.modules.get("trio")
-        if trio is None:
-            raise
-        return trio.lowlevel.current_trio_token()
+        with suppress(KeyError, RuntimeError):
+            return sys.modules["trio"].lowlevel.current_trio_token()
+        return None

@@ -99,26 +99,21 @@ class LifespanRouter(APIRouter):
     @property
     def lifespan_container(self) -> LifespanContainer:
         """See `LifespanFastAPI.lifespan_container`."""
-        advice = (
-            "It exists from the end of the dependencies' start to the beginning of their stop. In "
-            "tests, write `with TestClient(app):`. Of a mounted application, it is that of the "
-            "one that it is mounted in."
-        )
         runs = [*self.closing_runs, *self.lifespan_runs]
-        try:
-            here = [run for run in runs if run.is_here()]
-        except RuntimeError:
-            problem = "there is no event loop in this thread"
-            advice = "Ask in the application's event loop, in a coroutine or a callback of it."
-        else:
-            if here:
-                return LifespanContainer(here[-1], here[-1].app)
-            problem = (
-                "the application runs in another event loop"
-                if runs
-                else "the application is not running"
+        here = [run for run in runs if run.is_here()]
+        if here:
+            return LifespanContainer(here[-1], here[-1].app)
+        if runs:
+            raise LifespanNotRunning(
+                "the application runs in another event loop",
+                "Ask in its event loop, and so in its thread: in a coroutine or a callback there.",
             )
-        raise LifespanNotRunning(problem, advice)
+        raise LifespanNotRunning(
+            "the application is not running",
+            "Ask after the start of its lifespan dependencies and before the end of their stop. "
+            "In tests, write `with TestClient(app):`. Of a mounted application, it is that of the "
+            "one that it is mounted in.",
+        )
 
     def find_run(self, named: Run | None = None) -> Run | None:
         """The latest run in this event loop; None if the lifespan state has named another one."""

@@ -1,7 +1,7 @@
 """Clauses 9, 10 and 14: looking values up in the container that a request is given."""
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import anyio
 import pytest
@@ -12,10 +12,14 @@ from fastapi_lifespan_deps import (
     Depends,
     LifespanContainer,
     LifespanFastAPI,
+    LifespanNotRunning,
     UninitializedLifespanDependency,
+    enable_lifespan_scope,
     get_container,
 )
-from tests.clients import Gate, Thing, running
+from fastapi_lifespan_deps.routing import LifespanRouter
+from tests.clients import Gate, Thing, provider, running
+from tests.recording import app_with
 
 Container = Annotated[LifespanContainer, Depends(get_container)]
 
@@ -242,3 +246,37 @@ def test_the_container_may_be_overridden_itself(seen: Seen) -> None:
     app.dependency_overrides[get_container] = lambda: {get_name: "fake"}
     with TestClient(app) as client, client.websocket_connect("/socket") as socket:
         assert socket.receive_text() == "fake"
+
+
+def test_the_running_container_belongs_to_an_event_loop() -> None:
+    app = app_with(provider("value", []))
+    with pytest.raises(LifespanNotRunning, match="the application is not running"):
+        _ = app.lifespan_container
+    with TestClient(app):
+        with pytest.raises(LifespanNotRunning, match="another event loop"):
+            _ = app.lifespan_container  # here is none at all
+
+        async def ask() -> None:
+            with pytest.raises(LifespanNotRunning, match="another event loop"):
+                _ = app.lifespan_container
+
+        anyio.run(ask, backend="asyncio")
+        anyio.run(ask, backend="trio")
+    with pytest.raises(LifespanNotRunning, match="the application is not running"):
+        _ = app.lifespan_container
+
+
+@pytest.mark.anyio
+async def test_the_running_container_of_the_latest_run_here() -> None:
+    get_value = provider("value", [])
+    app = enable_lifespan_scope(FastAPI())
+
+    @app.get("/")
+    async def read(value: Annotated[Thing, Depends(get_value, scope="lifespan")]) -> None: ...
+
+    router = cast(LifespanRouter, app.router)
+    async with app.router.lifespan_context(app):
+        first = router.lifespan_container[get_value]
+        async with app.router.lifespan_context(app):
+            assert router.lifespan_container[get_value] is not first
+        assert router.lifespan_container[get_value] is first

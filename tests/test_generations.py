@@ -1,6 +1,7 @@
 """Clause 14: a request sees one generation, and holds only what its route can reach."""
 
 from collections.abc import AsyncIterator, Callable
+from contextvars import copy_context
 from typing import Annotated, Any
 
 import anyio
@@ -575,3 +576,26 @@ async def test_a_request_behind_a_copied_scope_lets_go_of_what_came_in_the_middl
         await settle()
         assert answers == ["extra"]
         assert watched.log == ["start extra", "stop extra"]
+
+
+async def test_a_request_that_is_thrown_away_in_another_context_is_released() -> None:
+    """As the garbage collector does it, when a server forgets the task of a request."""
+    log: list[str] = []
+    app = LifespanFastAPI()
+    get_value = provider("value", log)
+
+    @app.get("/")
+    async def read(value: Annotated[Thing, Depends(get_value, scope="lifespan")]) -> None:
+        await anyio.sleep_forever()
+
+    async def nothing(*message: Any) -> Any: ...
+
+    async with running(app):
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
+        request = app(scope, nothing, nothing)
+        copy_context().run(request.send, None)
+        draining = await app.lifespan_container.refresh(get_value)
+        assert "stop value" not in log
+        request.close()
+        with anyio.fail_after(10):
+            await draining.wait()

@@ -471,3 +471,19 @@ async def test_a_graph_with_many_ways_is_walked_in_few_steps() -> None:
             await anyio.wait_all_tasks_blocked()
             with pytest.raises(UninitializedLifespanDependency, match="get_kill"):
                 await client.get("/")
+
+
+async def test_a_synchronous_exit_that_raises_a_cancellation_ends_all_the_same() -> None:
+    stopped: list[str] = []
+
+    def get() -> Iterator[None]:
+        yield
+        stopped.append("once")
+        raise asyncio.CancelledError
+
+    app = LifespanFastAPI()
+    app.get("/", dependencies=[Depends(get, scope="lifespan")])(lambda: None)
+    with anyio.fail_after(10), pytest.raises(asyncio.CancelledError):
+        async with app.router.lifespan_context(app):
+            pass
+    assert stopped == ["once"]

@@ -320,6 +320,23 @@ async def test_a_fake_stops_after_what_depends_on_it_even_when_they_are_dropped_
     assert service.log.count("stop fake") == 1
 
 
+async def test_a_fake_that_sends_a_request_while_it_starts_gets_the_values_before() -> None:
+    """It would wait for itself if the request waited for the overrides that are set."""
+    service = Service()
+    answers: list[str] = []
+
+    async def fake() -> Thing:
+        async with client_of(service.app) as client:
+            answers.append((await client.get("/user")).json())
+        return Thing("fake")
+
+    with anyio.fail_after(10):
+        async with running(service.app) as client:
+            service.overrides[service.get_db] = fake
+            assert (await client.get("/user")).json() == "user(fake) session(fake)"
+    assert answers == ["user(db) session(db)"]
+
+
 async def test_request_scoped_overrides_that_need_lifespan_dependencies() -> None:
     service = Service()
     get_extra = service.fake("extra")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import anyio
 import pytest
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI, WebSocket
 
 from fastapi_lifespan_deps import (
     Depends,
@@ -22,7 +22,7 @@ from fastapi_lifespan_deps import (
     get_container,
 )
 from fastapi_lifespan_deps.refresh import Policy
-from tests.clients import Gate, Thing, running, settle
+from tests.clients import Gate, Thing, listen, provider, running, settle
 from tests.refreshing import AVAILABILITY, POLICIES, RESOURCE, Broken, Service, breaks
 
 pytestmark = pytest.mark.anyio
@@ -835,3 +835,32 @@ async def test_a_task_that_a_dependency_has_started_may_refresh_it(policy: Polic
         await restarted.wait()
         await settle()
         assert await service.ask("/watched") == "2"
+
+
+async def test_the_warning_names_routes_as_they_are_included(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gate = Gate()
+    get_value = provider("value", [])
+    uses_value = Depends(get_value, scope="lifespan")
+    app, router = LifespanFastAPI(), APIRouter(prefix="/router")
+
+    @router.get("/held/{name}")
+    async def held(name: str, value: Annotated[Thing, uses_value]) -> None:
+        await gate.wait()
+
+    @router.websocket("/socket")
+    async def socket(websocket: WebSocket, value: Annotated[Thing, uses_value]) -> None:
+        await gate.wait()
+
+    app.include_router(router, prefix="/api")
+    with anyio.fail_after(10):
+        async with running(app) as client, anyio.create_task_group() as tasks:
+            tasks.start_soon(client.get, "/api/router/held/one")
+            tasks.start_soon(listen, app, "/api/router/socket", [])
+            await settle()
+            draining = await app.lifespan_container.refresh(get_value, drain_timeout=0)
+            await draining.wait()
+            gate.open()
+    for label in ("GET /api/router/held/{name}", "WEBSOCKET /api/router/socket"):
+        assert label in caplog.text
