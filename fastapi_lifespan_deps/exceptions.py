@@ -106,16 +106,16 @@ class DependencyCycleError(LifespanDependencyError):
 
 
 class UninitializedLifespanDependency(LifespanDependencyError):
-    """The value of a lifespan dependency is not there for this request.
+    """The value of a lifespan dependency is not there, or not for this request.
 
-    Raised to the request (the client sees a plain 500). `provider` is the dependency.
+    Raised to the request (the client sees a plain 500), or by the container. `provider` is the
+    dependency.
     """
 
     def __init__(self, provider: Callable[..., Any], problem: str, advice: str) -> None:
         self.provider = provider
         super().__init__(
-            f"There is no value of `{name_of(provider)}` ({where(provider)}) for this request: "
-            f"{problem}. {advice}"
+            f"There is no value of `{name_of(provider)}` ({where(provider)}): {problem}. {advice}"
         )
 
 

@@ -230,8 +230,8 @@ def test_the_message_of_a_value_that_is_not_there() -> None:
         request_to(FastAPI())
 
     assert str(caught.value) == (
-        f"There is no value of `get_nothing` (test_errors.py:{line(get_nothing)}) "
-        "for this request: the application is a plain FastAPI, which does not know "
+        f"There is no value of `get_nothing` (test_errors.py:{line(get_nothing)}): "
+        "the application is a plain FastAPI, which does not know "
         'scope="lifespan". Make it a LifespanFastAPI, or call enable_lifespan_scope(app) before '
         "it starts."
     )

@@ -167,7 +167,7 @@ def test_the_whole_message() -> None:
     with pytest.raises(UninitializedLifespanDependency) as caught:
         TestClient(plain()).get("/value")
     assert str(caught.value) == (
-        f"There is no value of `get_secret` ({where(get_secret)}) for this request: the application"
+        f"There is no value of `get_secret` ({where(get_secret)}): the application"
         ' is a plain FastAPI, which does not know scope="lifespan". Make it a LifespanFastAPI, or'
         " call enable_lifespan_scope(app) before it starts."
     )
