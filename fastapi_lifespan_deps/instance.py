@@ -556,5 +556,6 @@ def current_loop() -> object | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         with suppress(KeyError, RuntimeError):
-            return sys.modules["trio"].lowlevel.current_trio_token()
+            token: object = sys.modules["trio"].lowlevel.current_trio_token()
+            return token
         return None
