@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import routing
 from fastapi.dependencies.models import Dependant
 from starlette.applications import Starlette
-from starlette.routing import BaseRoute, Route, Router, WebSocketRoute
+from starlette.routing import BaseRoute, Host, Mount, Route, Router, WebSocketRoute
 
 
 def effective_routes(router: Any) -> Iterator[Any]:
@@ -60,8 +60,10 @@ def matched_dependant(scope: Any) -> Dependant | None:
         return context.dependant  # type: ignore[no-any-return]
     endpoint = scope.get("endpoint")
     dependant: Dependant | None = getattr(route, "dependant", None)
+    # scope["route"] is a mount on the way through it: Starlette 1.x, as with FastAPI 0.136.3
+    is_stranger = endpoint is not None and application(endpoint) is None
     if isinstance(route, Route | WebSocketRoute) or (
-        route is None and endpoint is not None and application(endpoint) is None
+        isinstance(route, Mount | Host | None) and is_stranger
     ):
         return dependant or Dependant()  # a route of Starlette's, or a stranger, solves nothing
     return dependant
