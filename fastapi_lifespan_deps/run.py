@@ -41,7 +41,7 @@ class Run(LiveValues):
         self._overriding: Work[None] | None = None
         self._applying: dict[Domain, Overrides] | None = None
         # The overrides of the current generation; None while others are being applied.
-        self._in_force: Mapping[Domain, Overrides | None] = {}
+        self.in_force: Mapping[Domain, Overrides | None] = {}
 
     @property
     def is_empty(self) -> bool:
@@ -84,7 +84,7 @@ class Run(LiveValues):
                 if isinstance(source, Route):
                     bind(source, bound)
             await self.change(plan, all_or_none=True)
-            self._in_force = plan.overrides
+            self.in_force = plan.overrides
 
     def serve(self) -> None:
         """Note that the application serves from now on: values may be refreshed."""
@@ -95,7 +95,7 @@ class Run(LiveValues):
 
     def overrides_changed(self) -> bool:
         """Whether overrides are not what the current generation was made for."""
-        for domain, applied in self._in_force.items():
+        for domain, applied in self.in_force.items():
             if domain.dependency_overrides != applied:
                 return True
         return False
@@ -130,12 +130,12 @@ class Run(LiveValues):
         for error in plan.errors:
             logger.error("A dependency override is not valid", exc_info=error)
         self._applying = plan.overrides
-        self._in_force = dict.fromkeys(plan.overrides)
+        self.in_force = dict.fromkeys(plan.overrides)
         try:
             await self.change(plan, all_or_none=False)
         finally:
             self._applying = None
-            self._in_force = self.current.plan.overrides
+            self.in_force = self.current.plan.overrides
         if self.phase == "serving":
             self.refresher.keep_refreshing()
 
