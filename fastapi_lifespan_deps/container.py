@@ -10,7 +10,7 @@ from starlette.types import Scope
 from typing_extensions import TypeVar
 
 from ._compat import overrides_provider
-from .generation import ASKED_KEY, Generation
+from .generation import ASKED_KEY, Generation, requesting
 from .params import SCOPE_KEY, Key, in_seconds, not_running
 from .plan import Domain
 from .refresh import Draining, Policy
@@ -53,11 +53,13 @@ class LifespanContainer:
         self._run = run
         self._domain = domain
         self._scope = scope
+        self._request = requesting.get()  # a middleware may have copied its scope
         self._pinned: Generation | None = None if scope is None else scope[SCOPE_KEY]
 
     @property
     def _generation(self) -> Generation:
-        if self._pinned is None or self._scope is None or ASKED_KEY in self._scope:
+        has_asked = any(ASKED_KEY in (scope or ()) for scope in (self._scope, self._request))
+        if self._pinned is None or has_asked:
             return self._run.current
         return self._pinned
 

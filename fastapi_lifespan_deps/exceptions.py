@@ -185,7 +185,11 @@ class LifespanNotRunning(LifespanDependencyError):
 
 
 def together(
-    failure: BaseException | None, others: Iterable[BaseException], *, is_serving: bool = True
+    failure: BaseException | None,
+    others: Iterable[BaseException],
+    *,
+    is_serving: bool = True,
+    heading: str = "Then, while stopping:",
 ) -> BaseException | None:
     """The one exception to raise for what went wrong, and went wrong again while stopping.
 
@@ -196,7 +200,7 @@ def together(
         for other in others:
             # its context is `failure`, most often
             lines = format_exception(other, chain=other.__cause__ is not None)
-            failure.add_note(f"Then, while stopping:\n{''.join(lines)}")
+            failure.add_note(f"{heading}\n{''.join(lines)}")
         return failure
     failures = [*([] if failure is None else [failure]), *others]
     if len(failures) > 1:

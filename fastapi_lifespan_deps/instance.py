@@ -223,7 +223,9 @@ class Instance:
     def ask_to_stop(self) -> None:
         """Let the code after `yield` run, once what depends on it has ended."""
         self.give_up_start()
-        self._stop.set()
+        if not self.is_stopping:
+            self._stop.set()
+            self._supervisor.forget_values()
 
 
 # The instance whose provider is being run, also in the tasks that it starts.
@@ -256,11 +258,11 @@ class Supervisor:
     application: a run may be entered in one task and left in another.
     """
 
-    def __init__(self, on_death: Callable[[], None], *, concurrent: bool) -> None:
+    def __init__(self, forget_values: Callable[[], None], *, concurrent: bool) -> None:
         self.instances: list[Instance] = []  # that have begun and not ended, in start order
         self.threads = CapacityLimiter(MAX_THREADS)
         self._concurrent = concurrent
-        self._on_death = on_death
+        self.forget_values = forget_values  # called when a value may be used no more
         self._errors: deque[BaseException] = deque(maxlen=MAX_ERRORS)
         self._task: object = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -304,7 +306,7 @@ class Supervisor:
         """Tell what depends on an instance, and the run, that it ends by itself."""
         for other in self.instances:  # in start order: what it depends on has been told
             other.inherit_casualty()
-        self._on_death()
+        self.forget_values()
         self.work(partial(self._tell_death, instance), "death of a lifespan dependency")
 
     async def _tell_death(self, instance: Instance) -> None:
@@ -331,7 +333,7 @@ class Supervisor:
 
     def retire(self, instances: list[Instance]) -> None:
         """Stop some instances in the background, in reverse; errors are raised at the end."""
-        if not self.is_closing:  # else all are being stopped
+        if instances and not self.is_closing:  # else all are being stopped
             self.spawn(partial(self._stop, instances), lambda: None, "old lifespan dependencies")
 
     async def close(self) -> None:
@@ -358,7 +360,7 @@ class Supervisor:
 
     def work(self, function: Callable[[], Coroutine[Any, Any, T]], name: str) -> "Work[T]":
         """Do something in a task of its own; `close` waits for it."""
-        work = Work(function)
+        work = Work(function, name)
 
         def end() -> None:
             work.done.set()
@@ -414,9 +416,11 @@ class Supervisor:
 class Work(Generic[T]):
     """What is done in a task of its own, to its end, whatever happens to those who wait for it."""
 
-    def __init__(self, function: Callable[[], Coroutine[Any, Any, T]]) -> None:
+    def __init__(self, function: Callable[[], Coroutine[Any, Any, T]], name: str) -> None:
         self.done = Event()
         self._function = function
+        self._name = name
+        self._waiting = 0
         self._result: T
         self._error: BaseException | None = None
 
@@ -429,10 +433,16 @@ class Work(Generic[T]):
             raise
         except BaseException as error:
             self._error = error
+            if not self._waiting:  # whoever asked for it has gone
+                logger.error("The %s failed", self._name, exc_info=error)
 
     async def result(self) -> T:
         """Wait for the end. Raise what it raised."""
-        await self.done.wait()
+        self._waiting += 1
+        try:
+            await self.done.wait()
+        finally:
+            self._waiting -= 1
         if self._error is not None:
             raise self._error
         return self._result

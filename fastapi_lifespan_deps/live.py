@@ -37,6 +37,7 @@ class LiveValues:
         self.failures: dict[Node, BaseException] = {}
         self.withdrawn: dict[Node, Withdrawn] = {}
         self.changing = anyio.Lock()
+        self._held: set[Instance] = set()  # not wanted, but some request may still use it
         self._looking_again = False
 
     # Change
@@ -120,11 +121,13 @@ class LiveValues:
                 self.withdrawn.setdefault(node, Withdrawn(retry_after))
         self.switch(self.current.plan)
 
-    def say_why_withdrawn(self, nodes: Collection[Node], failure: Exception) -> None:
+    def say_why_withdrawn(self, nodes: Collection[Node], failure: BaseException) -> None:
         """Let requests that need what was not brought back know what the last try said."""
-        for node in self.withdrawn.keys() & nodes:
+        affected = self.withdrawn.keys() & nodes
+        for node in affected:
             self.withdrawn[node] = replace(self.withdrawn[node], failure=failure)
-        self.switch(self.current.plan)
+        if affected:
+            self.switch(self.current.plan)
 
     def to_renew(self, provider: Provider) -> set[Node]:
         """The nodes that a refresh of `provider` makes new instances of."""
@@ -172,7 +175,9 @@ class LiveValues:
     def release(self, generation: Generation, pinned: Scope | Site) -> None:
         """Note that a request, or a site that kept its values, is over."""
         generation.pinned.pop(id(pinned), None)
-        if generation is not self.current:  # else it goes on needing all that it has
+        if generation is not self.current and not (
+            generation.pinned and generation.reached(pinned).isdisjoint(self._held)
+        ):
             self.drain()
 
     @contextmanager
@@ -200,19 +205,20 @@ class LiveValues:
         self.retired = [generation for generation in self.retired if generation.pinned]
         in_force = (*self.originals.nodes, *self.current.plan.nodes)
         wanted = {self.instances.get(node) for node in in_force} | {*self.coming.values()}
-        gone, held = [], False
+        gone = []
+        self._held = set()
         for instance in self.supervisor.instances:
             if instance in wanted or instance.is_stopping:
                 continue
             if any(generation.is_held(instance) for generation in self.retired):
-                held = True
+                self._held.add(instance)
                 continue
             gone.append(instance)
             if self.instances.get(instance.node) is instance:
                 del self.instances[instance.node]
-        if gone:
-            self.supervisor.retire(gone)
-        if held and not self._looking_again and any(one.has_unmatched for one in self.retired):
+        self.supervisor.retire(gone)
+        unmatched = self._held and any(one.has_unmatched for one in self.retired)
+        if unmatched and not self._looking_again:
             # Nobody tells when such a request gets to its route, which may need nothing.
             self._looking_again = True
             self.supervisor.work(self._look_again, "draining")
@@ -225,11 +231,7 @@ class LiveValues:
 
     async def close(self) -> None:
         """Stop everything, in reverse; then raise what went wrong on the way."""
-        self._forget_values()
-        try:
-            await self.supervisor.close()
-        finally:
-            self._forget_values()
+        await self.supervisor.close()
 
     def _forget_values(self) -> None:
         """Let each site be worked out anew, and be found without what is gone."""
@@ -245,7 +247,13 @@ def _raise_failure(instances: list[Instance]) -> None:
     failures = [error for error in errors if error is not None]
     if not failures and not all(instance.started for instance in instances):
         failures = [RuntimeError("the start was given up")]
-    failure = together(failures[0], failures[1:], is_serving=False) if failures else None
+    failure = (
+        together(
+            failures[0], failures[1:], is_serving=False, heading="Meanwhile, in another start:"
+        )
+        if failures
+        else None
+    )
     if failure is not None:
         try:
             raise failure

@@ -24,8 +24,14 @@ class Refresher:
     Each refresh is done in a task of its own, one after the other.
     """
 
-    def __init__(self, live: LiveValues, follow_overrides: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        live: LiveValues,
+        apply_overrides: Callable[[], Awaitable[None]],
+        follow_overrides: Callable[[], Awaitable[None]],  # the same, where `changing` is held
+    ) -> None:
         self._live = live
+        self._apply_overrides = apply_overrides
         self._follow_overrides = follow_overrides
         self._under_way: dict[Provider, tuple[Policy, Work[Draining]]] = {}
         self._one_at_a_time = anyio.Lock()
@@ -40,12 +46,13 @@ class Refresher:
     ) -> "Draining":
         """Replace the instances of a provider, and of what depends on it, by fresh ones.
 
-        `scope` is that of the request which asks, as it is at its route.
+        `scope` is that of the request whose container is asked.
         """
         if self._live.phase != "serving" or self._live.supervisor.is_closing:
+            is_starting = self._live.phase == "starting"
             raise RefreshError(
                 provider,
-                f"the application is {self._live.phase}",
+                f"the application is {'starting' if is_starting else 'stopping'}",
                 "Refresh while it serves: after its startup, and before its shutdown.",
             )
         instance = self._live.inside()
@@ -55,6 +62,7 @@ class Refresher:
                 f"`{name_of(instance.node.provider)}` asks for it while it starts or stops itself",
                 "Ask in a task that the dependency starts, or after the startup.",
             )
+        await self._apply_overrides()
         asked_by = requesting.get()
         if asked_by is not None and scope is not None and asked_by is not scope:
             asked_by[COPY_KEY] = scope
@@ -94,7 +102,7 @@ class Refresher:
                         self._live.withdraw(renewed)
                     else:
                         await self._live.renew(renewed)
-                draining = Draining(self, provider, old)
+                draining = Draining(self, provider, old, drain_timeout is not None)
                 if policy == "resource_preserving":
                     await self._drain_within(draining, drain_timeout)
                     async with self._live.changing:
@@ -107,8 +115,8 @@ class Refresher:
                     self._live.supervisor.work(drain, f"draining of {name}")
                 logger.info("Refreshed `%s`", name)
                 return draining
-        except Exception as error:
-            if self._live.supervisor.is_closing:
+        except BaseException as error:
+            if self._live.supervisor.is_closing and isinstance(error, Exception):
                 raise RefreshError(provider, "the application stops", "It stops it too.") from error
             self._live.say_why_withdrawn(renewed, error)
             raise
@@ -119,20 +127,30 @@ class Refresher:
         renewed = self._live.to_renew(provider)
         if not renewed:
             found = self._live.declared(provider)
-            error = RefreshError(
+            for error in found:
+                if isinstance(error, Exception):
+                    advice = "The exception that caused this one says why."
+                    raise RefreshError(provider, "its override is not valid", advice) from error
+            raise RefreshError(
                 provider,
-                "its override is not valid" if found else "the application does not declare it",
+                "the application does not declare it",
                 "Give the callable that a route, a dependency or a hook declares.",
             )
-            raise error from next((one for one in found if isinstance(one, Exception)), None)
         return renewed
 
     def _check_asking(self, provider: Provider, withdrawn: Provider) -> None:
-        """Refuse a refresh that would wait for the requests that ask for it.
+        """Refuse a refresh that would wait for whoever asks for it.
 
         It has to wait for another one that withdraws a value which they use; or is that one.
         """
         renewed = self._live.to_renew(withdrawn)
+        instance = self._live.inside()
+        if instance in self._live.replaced(renewed):
+            raise RefreshError(
+                provider,
+                f"`{name_of(instance.node.provider)}` asks for it, and would wait for its own end",
+                'Ask with policy="availability_preserving", or from elsewhere.',
+            )
         for scope, generation in self._asking():
             reach = generation.reach(scope)
             if reach is None or any(one.node in renewed for one in reach.instances):
@@ -166,15 +184,25 @@ class Refresher:
                     yield scope, generation
 
     def check_waiting(self, draining: "Draining") -> None:
-        """Refuse to let a request wait for its own end."""
+        """Refuse to let anybody wait for his own end, or for that of the application."""
+        impossible = partial(
+            RefreshError, draining.provider, asked="has an old value whose end cannot be awaited"
+        )
+        left = draining.left
         for scope, generation in self._asking():
-            if not generation.reached(scope).isdisjoint(draining.left):
-                raise RefreshError(
-                    draining.provider,
+            if not generation.reached(scope).isdisjoint(left):
+                raise impossible(
                     f"the request that waits, {labels([scope])}, uses the old value itself",
                     "Wait outside of the request, in a task that it has not started.",
-                    asked="has an old value whose end cannot be awaited",
                 )
+        if self._live.inside() in left:
+            raise impossible("it is the old value that waits", "Wait in a task of something else.")
+        sites = [one for one in self._live.holders(left) if isinstance(one, Site)]
+        if sites and not draining.is_bounded:
+            raise impossible(
+                f"{labels(sites)} uses it until the application stops",
+                "Take it out of its parameters, or give a drain_timeout.",
+            )
 
     async def _drain_within(self, draining: "Draining", seconds: float | None) -> None:
         """Wait until the old instances have ended; when the time is up, stop them."""
@@ -225,8 +253,11 @@ class Refresher:
 class Draining:
     """What `LifespanContainer.refresh` returns: the end of the old instances can be awaited."""
 
-    def __init__(self, refresher: Refresher, provider: Provider, old: list[Instance]) -> None:
+    def __init__(
+        self, refresher: Refresher, provider: Provider, old: list[Instance], is_bounded: bool
+    ) -> None:
         self.provider = provider
+        self.is_bounded = is_bounded  # by a time limit
         self._refresher = refresher
         self._old = old
 
@@ -237,8 +268,12 @@ class Draining:
     async def wait(self) -> None:
         """Wait until the old instances have ended, their code after `yield` included.
 
+        Two requests that hold the values whose end the other one awaits wait for ever: better
+        wait outside of requests, or give the refresh a `drain_timeout`.
+
         Raises:
-            RefreshError: the request that waits uses an old instance itself.
+            RefreshError: whoever waits uses an old instance himself, or a lifespan function
+                keeps one to the end.
         """
         self._refresher.check_waiting(self)
         await self.ended()

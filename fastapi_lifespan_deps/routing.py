@@ -266,11 +266,12 @@ class Pin:
             # Another application may have passed the request on by itself, and whoever calls this
             # one may send the same scope again: nothing of it stays behind.
             scope[SCOPE_KEY] = outer
-            del generation.pinned[id(scope)]
-            if generation is not run.current:
+            if generation is run.current:
+                del generation.pinned[id(scope)]
+            else:
+                run.release(generation, scope)
                 for key in (ASKED_KEY, COPY_KEY):
                     scope.pop(key, None)
-                run.drain()
 
 
 def _closing(scope: Scope, send: Send) -> Send:
@@ -322,7 +323,7 @@ async def _leaving(
         try:
             raise failure
         finally:
-            del failure, errors  # see `Supervisor.start`
+            del failure, errors  # see `Supervisor.close`
 
 
 async def _call_hook(hook: Callable[..., Any], run: Run) -> None:

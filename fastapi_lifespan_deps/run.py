@@ -33,7 +33,7 @@ class Run(LiveValues):
         self._loop = current_loop()
         # whether the event loop is running; if that is in our thread, we are in it (trio: always)
         self.is_running: Callable[[], bool] = getattr(self._loop, "is_running", lambda: True)
-        self.refresher = Refresher(self, self._follow_overrides)
+        self.refresher = Refresher(self, self.apply_overrides, self._follow_overrides)
         self._collect = collect
         self._sources: list[Route | Function] = []
         self._others: list[Function] = []

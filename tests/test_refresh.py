@@ -18,6 +18,7 @@ from fastapi_lifespan_deps import (
     LifespanFastAPI,
     LifespanNotRunning,
     RefreshError,
+    UninitializedLifespanDependency,
     enable_lifespan_scope,
     get_container,
 )
@@ -804,8 +805,7 @@ async def test_a_refresh_by_a_provider_that_starts_or_stops_is_refused(
             assert "`cache` asks for it while it starts or stops itself" in str(errors[0])
 
 
-@POLICIES
-async def test_a_task_that_a_dependency_has_started_may_refresh_it(policy: Policy) -> None:
+async def test_a_task_that_a_dependency_has_started_may_refresh_it() -> None:
     """As one that watches a file would do. It may be cancelled by the stop that it causes."""
     service = Service()
     changed, restarted = [anyio.Event(), anyio.Event()], anyio.Event()
@@ -817,7 +817,7 @@ async def test_a_task_that_a_dependency_has_started_may_refresh_it(policy: Polic
 
         async def watch(event: anyio.Event) -> None:
             await event.wait()
-            await service.app.lifespan_container.refresh(get_watched, policy=policy)
+            await service.app.lifespan_container.refresh(get_watched)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch, changed[count - 1])
@@ -835,6 +835,113 @@ async def test_a_task_that_a_dependency_has_started_may_refresh_it(policy: Polic
         await restarted.wait()
         await settle()
         assert await service.ask("/watched") == "2"
+
+
+async def test_a_task_of_a_dependency_cannot_wait_for_the_end_of_that() -> None:
+    """Nor for that of what depends on it: it would wait for itself, and the shutdown for it."""
+    app = LifespanFastAPI()
+    refused: list[RefreshError] = []
+    begin, stop, refreshed = anyio.Event(), anyio.Event(), anyio.Event()
+
+    async def get_below() -> Thing:
+        return Thing("below")
+
+    async def get_value(
+        below: Annotated[Thing, Depends(get_below, scope="lifespan")],
+    ) -> AsyncIterator[Thing]:
+        async def work() -> None:
+            await begin.wait()
+            container = app.lifespan_container
+            if not refused:
+                with pytest.raises(RefreshError, match="get_value` asks for it") as error:
+                    await container.refresh(get_below, policy=RESOURCE)
+                refused.append(error.value)
+                draining = await container.refresh(get_below)
+                with pytest.raises(RefreshError, match="it is the old value that waits"):
+                    await draining.wait()
+                refreshed.set()
+            await stop.wait()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(work)
+            yield Thing("value", below)
+            stop.set()
+
+    app.get("/", dependencies=[Depends(get_value, scope="lifespan")])(lambda: None)
+    with anyio.fail_after(10):
+        async with running(app):
+            begin.set()
+            await refreshed.wait()
+    assert refused[0].provider is get_below
+
+
+async def test_a_value_that_was_stopped_is_not_served_because_it_was_before() -> None:
+    """Clause 10: what a generation has worked out for its requests is forgotten, too."""
+    app, gate, log = LifespanFastAPI(), Gate(), list[str]()
+    get_value = provider("value", log)
+    uses_value = Depends(get_value, scope="lifespan")
+
+    async def get_ready(slow: bool = False) -> None:
+        if slow:
+            await gate.wait()
+
+    @app.get("/", dependencies=[Depends(get_ready)])
+    async def read(value: Annotated[Thing, uses_value]) -> str:
+        return str(value)
+
+    async def ask_slowly() -> None:
+        with pytest.raises(UninitializedLifespanDependency, match="it has been stopped"):
+            await client.get("/", params={"slow": True})
+
+    with anyio.fail_after(10):
+        async with running(app) as client, anyio.create_task_group() as tasks:
+            assert (await client.get("/")).json() == "value"
+            tasks.start_soon(ask_slowly)
+            await gate.hold()
+            draining = await app.lifespan_container.refresh(get_value, drain_timeout=0)
+            await draining.wait()
+            gate.open()
+
+
+async def test_a_refresh_that_fails_when_its_caller_has_gone_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app, gate = LifespanFastAPI(), Gate()
+    values = [Thing("value")]
+
+    async def get_value() -> Thing:
+        if not values:
+            await gate.wait()
+            raise LookupError("not found")
+        return values.pop()
+
+    app.get("/", dependencies=[Depends(get_value, scope="lifespan")])(lambda: None)
+    with anyio.fail_after(10):
+        async with running(app):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(app.lifespan_container.refresh, get_value)
+                await gate.hold()
+                tasks.cancel_scope.cancel()
+            gate.open()
+            await settle()
+    assert "LookupError: not found" in caplog.text
+
+
+async def test_the_end_of_what_a_lifespan_function_keeps_cannot_be_waited_for() -> None:
+    get_value = provider("value", [])
+
+    @asynccontextmanager
+    async def lifespan(
+        app: FastAPI, value: Annotated[Thing, Depends(get_value, scope="lifespan")]
+    ) -> AsyncIterator[None]:
+        yield
+
+    app = LifespanFastAPI(lifespan=lifespan)
+    with anyio.fail_after(10):
+        async with running(app):
+            draining = await app.lifespan_container.refresh(get_value)
+            with pytest.raises(RefreshError, match="uses it until the application stops"):
+                await draining.wait()
 
 
 async def test_the_warning_names_routes_as_they_are_included(
