@@ -79,7 +79,9 @@ class Instance:
         self.settled = Event()  # started, or failed to
         self.ended = Event()
         self.dependencies = [other for other in arguments.values() if isinstance(other, Instance)]
-        self.dependents: set[Instance] = set()  # that have begun and not ended
+        # What has begun, and not ended, on top of this one; and those that it is itself on top of.
+        self.dependents: set[Instance] = set()
+        self._below: set[Instance] = set()
         self.companions: list[Instance] = []  # that are given up if this one fails to start
         self._arguments = arguments
         self._supervisor = supervisor
@@ -198,11 +200,18 @@ class Instance:
                 other.give_up_start()
         self.companions = []
         self.ended.set()
-        for other in self.dependencies:
+        for other in self._below:
             other.dependents.discard(self)
+            for dependent in self.dependents:  # this one has died before them
+                dependent.put_on(other)
         if self.started and not self.is_stopping:
             self._die()
         self._supervisor.ended(self)
+
+    def put_on(self, other: "Instance") -> None:
+        """Let another instance not end before this one."""
+        other.dependents.add(self)
+        self._below.add(other)
 
     def _die(self) -> None:
         if self.casualty is not self:
@@ -292,7 +301,7 @@ class Supervisor:
             if all_or_none:
                 instance.companions = instances
             for other in instance.dependencies:
-                other.dependents.add(instance)
+                instance.put_on(other)
             self.instances.append(instance)
             self.spawn(instance.run, instance.end, name_of(instance.node.provider))
             if not self._concurrent:

@@ -133,14 +133,17 @@ class LiveValues:
         """The nodes that a refresh of `provider` makes new instances of."""
         plan = self.current.plan
         renewed = {node for node in self.declared(provider) if isinstance(node, Node)}
-        for node in [*plan.nodes][::-1]:  # what is dead, or was not brought back, below these
-            if any(node in other.dependencies for other in renewed):
-                instance = self.instances.get(node)
-                if instance is None or instance.casualty is not None:
+        size = 0
+        while size < len(renewed):  # what depends on these may need other things that are dead
+            size = len(renewed)
+            for node in [*plan.nodes][::-1]:
+                if any(node in other.dependencies for other in renewed):
+                    instance = self.instances.get(node)
+                    if instance is None or instance.casualty is not None:
+                        renewed.add(node)
+            for node in [*plan.nodes, *self.instances]:
+                if not (self._has_failed(node) or renewed.isdisjoint(node.dependencies)):
                     renewed.add(node)
-        for node in [*plan.nodes, *self.instances]:
-            if not (self._has_failed(node) or renewed.isdisjoint(node.dependencies)):
-                renewed.add(node)
         return renewed
 
     def _has_failed(self, node: Node) -> bool:

@@ -48,13 +48,7 @@ class Refresher:
 
         `scope` is that of the request whose container is asked.
         """
-        if self._live.phase != "serving" or self._live.supervisor.is_closing:
-            is_starting = self._live.phase == "starting"
-            raise RefreshError(
-                provider,
-                f"the application is {'starting' if is_starting else 'stopping'}",
-                "Refresh while it serves: after its startup, and before its shutdown.",
-            )
+        self._check_serving(provider)
         instance = self._live.inside()
         if instance is not None and not instance.is_alive:
             raise RefreshError(
@@ -63,6 +57,7 @@ class Refresher:
                 "Ask in a task that the dependency starts, or after the startup.",
             )
         await self._apply_overrides()
+        self._check_serving(provider)
         asked_by = requesting.get()
         if asked_by is not None and scope is not None and asked_by is not scope:
             asked_by[COPY_KEY] = scope
@@ -122,6 +117,15 @@ class Refresher:
             raise
         finally:
             del self._under_way[provider]
+
+    def _check_serving(self, provider: Provider) -> None:
+        if self._live.phase != "serving" or self._live.supervisor.is_closing:
+            is_starting = self._live.phase == "starting"
+            raise RefreshError(
+                provider,
+                f"the application is {'starting' if is_starting else 'stopping'}",
+                "Refresh while it serves: after its startup, and before its shutdown.",
+            )
 
     def _renewed(self, provider: Provider) -> set[Node]:
         renewed = self._live.to_renew(provider)

@@ -105,7 +105,7 @@ class Run(LiveValues):
         instance = self.inside()
         if instance is not None and not instance.settled.is_set():
             return  # a provider that is starting sends the request: it would wait for itself
-        while self.overrides_changed():
+        while self.overrides_changed() and not self.supervisor.is_closing:
             wanted = self._overrides()
             if self._applying not in (None, wanted):
                 for instance in self.coming.values():
@@ -120,6 +120,9 @@ class Run(LiveValues):
         try:
             async with self.changing:
                 await self._follow_overrides()
+        except RuntimeError:
+            if not self.supervisor.is_closing:  # else what needs a value is told so
+                raise
         finally:
             self._overriding = None
 
