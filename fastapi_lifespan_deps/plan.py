@@ -80,6 +80,15 @@ class Plan:
         found = self.options.get((provider, option))
         return None if found is None else found.seconds
 
+    def standing_for(self, provider: Callable[..., Any]) -> set[Node]:
+        """The nodes that `provider` resolves to, and all that depend on them."""
+        found = (node for (_, key), node in self.resolved.items() if key.provider == provider)
+        nodes = {node for node in found if isinstance(node, Node)}
+        for node in self.nodes:
+            if not nodes.isdisjoint(node.dependencies):
+                nodes.add(node)
+        return nodes
+
 
 class Planner:
     """Makes plans, and gives equal nodes of successive plans one identity.

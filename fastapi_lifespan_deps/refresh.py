@@ -73,12 +73,11 @@ class Refresher:
             asked[ASKED_KEY] = True
         if scope is not None:
             scope[ASKED_KEY] = True
+        self._live.drain()  # another refresh may be waiting for what the request lets go of
         if under_way is None:
             body = partial(self._refresh, provider, policy, drain_timeout)
             work = self._live.supervisor.work(body, f"refresh of {name_of(provider)}")
             under_way = self._under_way[provider] = policy, work
-        else:
-            self._live.drain()  # it may be waiting for what the request lets go of
         return await under_way[1].result()
 
     async def _refresh(
@@ -157,7 +156,9 @@ class Refresher:
             )
         for scope, generation in self._asking():
             reach = generation.reach(scope)
-            if reach is None or any(one.node in renewed for one in reach.instances):
+            # when it gets to it, other overrides may be in force: those of the request, say
+            nodes = renewed | generation.plan.standing_for(withdrawn)
+            if reach is None or any(one.node in nodes for one in reach.instances):
                 uses = "may use" if reach is None else "uses"
                 value = "the value" if withdrawn == provider else f"`{name_of(withdrawn)}`"
                 raise RefreshError(
