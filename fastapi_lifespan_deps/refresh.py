@@ -34,7 +34,7 @@ class Refresher:
         self._apply_overrides = apply_overrides
         self._follow_overrides = follow_overrides
         self._under_way: dict[Provider, tuple[Policy, Work[Draining]]] = {}
-        self._one_at_a_time = anyio.Lock()
+        self._latest: anyio.Event | None = None  # set when the refresh asked for last is over
         self._timers: set[Provider] = set()
 
     async def refresh(
@@ -75,40 +75,46 @@ class Refresher:
             scope[ASKED_KEY] = True
         self._live.drain()  # another refresh may be waiting for what the request lets go of
         if under_way is None:
-            body = partial(self._refresh, provider, policy, drain_timeout)
+            body = partial(self._refresh, provider, policy, drain_timeout, self._latest)
             work = self._live.supervisor.work(body, f"refresh of {name_of(provider)}")
+            self._latest = work.done
             under_way = self._under_way[provider] = policy, work
         return await under_way[1].result()
 
     async def _refresh(
-        self, provider: Provider, policy: Policy, drain_timeout: float | None
+        self,
+        provider: Provider,
+        policy: Policy,
+        drain_timeout: float | None,
+        before: anyio.Event | None,
     ) -> "Draining":
         name = name_of(provider)
         renewed: set[Node] = set()
         try:
-            async with self._one_at_a_time:
-                logger.info("Refreshing `%s`", name)
+            if before is not None:  # not by a lock: trio runs tasks in any order
+                await before.wait()
+            logger.info("Refreshing `%s`", name)
+            async with self._live.changing:
+                await self._follow_overrides()
+                renewed = self._renewed(provider)
+                old = self._live.replaced(renewed)
+                if policy == "resource_preserving":
+                    self._live.withdraw(renewed)
+                else:
+                    await self._live.renew(renewed)
+            draining = Draining(self, provider, old, drain_timeout is not None)
+            if policy == "resource_preserving":
+                await self._drain_within(draining, drain_timeout)
                 async with self._live.changing:
                     await self._follow_overrides()
-                    renewed = self._renewed(provider)
-                    old = self._live.replaced(renewed)
-                    if policy == "resource_preserving":
-                        self._live.withdraw(renewed)
-                    else:
-                        await self._live.renew(renewed)
-                draining = Draining(self, provider, old, drain_timeout is not None)
-                if policy == "resource_preserving":
-                    await self._drain_within(draining, drain_timeout)
-                    async with self._live.changing:
-                        await self._follow_overrides()
-                        # what an override has started meanwhile is fresh already
-                        renewed = self._renewed(provider).difference(self._live.instances)
-                        await self._live.renew(renewed)
-                elif drain_timeout is not None:
-                    drain = partial(self._drain_within, draining, drain_timeout)
-                    self._live.supervisor.work(drain, f"draining of {name}")
-                logger.info("Refreshed `%s`", name)
-                return draining
+                    # what an override has started meanwhile is fresh already
+                    renewed = self._renewed(provider).difference(self._live.instances)
+                    await self._live.renew(renewed)
+            elif drain_timeout is not None:
+                drain = partial(self._drain_within, draining, drain_timeout)
+                self._live.supervisor.work(drain, f"draining of {name}")
+            logger.info("Refreshed `%s`", name)
+            return draining
         except BaseException as error:
             if self._live.supervisor.is_closing and isinstance(error, Exception):
                 raise RefreshError(provider, "the application stops", "It stops it too.") from error
