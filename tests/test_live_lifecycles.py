@@ -541,8 +541,11 @@ class Play:
 
     def may_be_cut(self, item: Item) -> bool:
         """Whether requests must be ready for the end of something that they use."""
+        slots = {one.slot for one in item.all}
         return self.phase == "stopping" or any(
-            call.step.drain_timeout == 0.001 and call.step.slot in {one.slot for one in item.all}
+            call.step.drain_timeout == 0.001
+            # what has died below is replaced as well, with all that depends on it
+            and (call.step.slot in slots or any(slot in slots for slot, _ in self.doubts))
             for call in self.calls
             if call.ended is None or call.ended >= item.number
         )
