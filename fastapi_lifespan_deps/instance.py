@@ -260,6 +260,10 @@ def ended_by_itself(instance: Instance) -> UninitializedLifespanDependency:
     return error
 
 
+class ApplicationStops(RuntimeError):
+    """Something was to start when the run had begun to end."""
+
+
 class Supervisor:
     """Starts the instances of a run, and stops them in reverse, whatever happens.
 
@@ -295,7 +299,7 @@ class Supervisor:
         for instance in instances:
             if self.is_closing:
                 name = name_of(instance.node.provider)
-                raise RuntimeError(f"`{name}` cannot start: the application stops")
+                raise ApplicationStops(f"`{name}` cannot start: the application stops")
             if self._task is None:
                 self._task = self.spawn(self._supervise, self._closed.set, "lifespan dependencies")
             if all_or_none:

@@ -135,11 +135,10 @@ class Refresher:
     def _renewed(self, provider: Provider) -> set[Node]:
         renewed = self._live.to_renew(provider)
         if not renewed:
-            found = self._live.declared(provider)
-            for error in found:
-                if isinstance(error, Exception):
-                    advice = "The exception that caused this one says why."
-                    raise RefreshError(provider, "its override is not valid", advice) from error
+            errors = [one for one in self._live.declared(provider) if isinstance(one, Exception)]
+            if errors:
+                advice = "The exception that caused this one says why."
+                raise RefreshError(provider, "its override is not valid", advice) from errors[0]
             raise RefreshError(
                 provider,
                 "the application does not declare it",

@@ -11,7 +11,7 @@ from .binding import BoundCall, bind
 from .collect import Function, Route
 from .exceptions import UninitializedLifespanDependency
 from .generation import Generation
-from .instance import Work, current_loop, ended_by_itself, logger
+from .instance import ApplicationStops, Work, current_loop, ended_by_itself, logger
 from .live import LiveValues
 from .params import Key, Marker
 from .plan import Declaration, Domain, Overrides, Plan, Planner
@@ -120,9 +120,8 @@ class Run(LiveValues):
         try:
             async with self.changing:
                 await self._follow_overrides()
-        except RuntimeError:
-            if not self.supervisor.is_closing:  # else what needs a value is told so
-                raise
+        except ApplicationStops:
+            pass  # what needs a value is told so
         finally:
             self._overriding = None
 
