@@ -10,7 +10,7 @@ from starlette.types import Scope
 from typing_extensions import TypeVar
 
 from ._compat import overrides_provider
-from .generation import ASKED_KEY, Generation, requesting
+from .generation import ASKED_KEY, Generation
 from .params import SCOPE_KEY, Key, in_seconds, not_running
 from .plan import Domain
 from .refresh import Draining, Policy
@@ -53,13 +53,11 @@ class LifespanContainer:
         self._run = run
         self._domain = domain
         self._scope = scope
-        self._request = requesting.get()  # a middleware may have copied its scope
         self._pinned: Generation | None = None if scope is None else scope[SCOPE_KEY]
 
     @property
     def _generation(self) -> Generation:
-        has_asked = any(ASKED_KEY in (scope or ()) for scope in (self._scope, self._request))
-        if self._pinned is None or has_asked:
+        if self._pinned is None or self._scope is None or ASKED_KEY in self._scope:
             return self._run.current
         return self._pinned
 
@@ -161,6 +159,7 @@ async def get_container(connection: HTTPConnection) -> LifespanContainer:
     """Give a request the container, pinned to the values that the request itself sees.
 
     Declare it as an ordinary dependency: `Annotated[LifespanContainer, Depends(get_container)]`.
+    Awaited in middleware, around the request, it gives the container with the latest values.
 
     Raises:
         UninitializedLifespanDependency: the application is not running, or has no lifespan
@@ -168,9 +167,14 @@ async def get_container(connection: HTTPConnection) -> LifespanContainer:
     """
     scope = connection.scope
     generation: Generation | None = scope.get(SCOPE_KEY)
-    if generation is None:
+    if generation is not None:
+        return LifespanContainer(generation.run, overrides_provider(scope), scope)
+    app = scope.get("app")
+    find_run = getattr(getattr(app, "router", None), "find_run", None)
+    run: Run | None = find_run and find_run((scope.get("state") or {}).get(SCOPE_KEY))
+    if run is None or run.is_empty:
         raise not_running(get_container, connection)
-    return LifespanContainer(generation.run, overrides_provider(scope), scope)
+    return LifespanContainer(run, app)
 
 
 get_container.__lifespan_container__ = True  # type: ignore[attr-defined]  # read by collect.py

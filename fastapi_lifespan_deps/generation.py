@@ -1,11 +1,12 @@
 """A generation: one consistent set of live values, and the requests that are pinned to it."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
+from types import CodeType, FrameType
+from typing import Any, TypeVar
 
 from fastapi.dependencies.models import Dependant
 from starlette.types import Scope
@@ -17,28 +18,31 @@ from .instance import Instance, ended_by_itself
 from .params import Key
 from .plan import Domain, Node, Plan
 
-# The scope of the request in whose code we are.
-requesting: ContextVar[Scope | None] = ContextVar("fastapi_lifespan_deps_requesting", default=None)
-
-# Where a request that another one has sent, in this process, finds the scope of that one.
-SENDER_KEY = "fastapi_lifespan_deps_sender"
+F = TypeVar("F", bound=Callable[..., Any])
 
 # Set in the scope of a request that has asked for a refresh.
 ASKED_KEY = "fastapi_lifespan_deps_asked"
 
-# Set in the scope of a request that was told to come again later.
-DENIED_KEY = "fastapi_lifespan_deps_denied"
+_serving: set[CodeType] = set()
 
-# Where a request that has asked has the copy that a middleware made of its scope: with the route.
-COPY_KEY = "fastapi_lifespan_deps_copy"
+
+def serves_requests(function: F) -> F:
+    """Mark a coroutine function that serves the request of its parameter `scope`."""
+    _serving.add(function.__code__)
+    return function
 
 
 def asking() -> Iterator[Scope]:
-    """The scopes of the requests in whose code we are, innermost first."""
-    scope = requesting.get()
-    while scope is not None:
-        yield scope
-        scope = scope.get(SENDER_KEY)
+    """The scopes of the requests in whose code we are, innermost first.
+
+    Found on the stack, when somebody asks: a context variable would cost every request more than
+    all the rest. So it knows the task that serves the request, not others that this has started.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code in _serving:
+            yield frame.f_locals["scope"]
+        frame = frame.f_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +170,7 @@ class Generation(dict[Site, dict[str, Any]]):
     def reach(self, scope: Scope) -> Reach | None:
         """What the route of a request may use; None while it has not got to its route."""
         if (dependant := matched_dependant(scope)) is None:
-            scope = scope.get(COPY_KEY, scope)
-            if (dependant := matched_dependant(scope)) is None:
-                return None
+            return None
         reach = self._reaches.get(id(dependant))
         if reach is None:
             domain = overrides_provider(scope)
@@ -198,9 +200,6 @@ class Generation(dict[Site, dict[str, Any]]):
         else:
             problem = "a refresh has stopped it, and failed to start it again"
             advice = "The exception that caused this one says why. Refresh it again."
-        scope = requesting.get()
-        if scope is not None:
-            scope[DENIED_KEY] = True
         error = UnavailableLifespanDependency(key.provider, problem, advice, withdrawn.retry_after)
         error.__cause__ = withdrawn.failure
         return error

@@ -359,15 +359,9 @@ def not_running(
     elif run.is_empty:
         problem = 'nothing had scope="lifespan" when the application started'
         advice = "Declare it in a route, or set the override that needs it before the start."
-    elif run.phase == "serving":
-        problem = (
-            "the request belongs to a run that has ended, or the application's middleware was "
-            "built anew while it ran"
-        )
-        advice = "Send requests with the state of a run that is alive; add middleware before it."
     else:
-        problem = "the application is still starting, and has built its middleware already"
-        advice = "Send requests after the startup."
+        problem = "the request belongs to a run that has ended"
+        advice = "Send requests with the state of a run that is alive."
     return UninitializedLifespanDependency(provider, problem, advice)
 
 

@@ -1,7 +1,7 @@
 """Refresh: put fresh instances in the place of those that serve, while they do."""
 
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Literal
 
@@ -10,12 +10,15 @@ from starlette.types import Scope
 
 from .collect import Site
 from .exceptions import RefreshError, name_of
-from .generation import ASKED_KEY, COPY_KEY, Generation, asking, labels, requesting, with_all
+from .generation import ASKED_KEY, Generation, asking, labels, with_all
 from .instance import Instance, Work, logger
 from .live import LiveValues, Provider
 from .plan import Node
 
 Policy = Literal["availability_preserving", "resource_preserving"]
+
+# The seconds after which a wait for requests says which they are.
+PATIENCE = 30.0
 
 
 class Refresher:
@@ -58,9 +61,7 @@ class Refresher:
             )
         await self._apply_overrides()
         self._check_serving(provider)
-        asked_by = requesting.get()
-        if asked_by is not None and scope is not None and asked_by is not scope:
-            asked_by[COPY_KEY] = scope
+        askers = self._asking(scope)
         renewed = self._renewed(provider)
         under_way = self._under_way.get(provider)
         if under_way is None and policy == "resource_preserving" and drain_timeout is None:
@@ -68,10 +69,10 @@ class Refresher:
         policies = {other: policy for other, (policy, _) in self._under_way.items()}
         for other, its_policy in ({provider: policy} | policies).items():
             if its_policy == "resource_preserving":
-                self._check_asking(provider, other)
-        for asked, _ in self._asking():
+                self._check_asking(provider, other, askers)
+        for asked, _ in askers:
             asked[ASKED_KEY] = True
-        if scope is not None:
+        if scope is not None:  # the middleware of a mounted application may have copied it
             scope[ASKED_KEY] = True
         self._live.drain()  # another refresh may be waiting for what the request lets go of
         if under_way is None:
@@ -146,7 +147,12 @@ class Refresher:
             )
         return renewed
 
-    def _check_asking(self, provider: Provider, withdrawn: Provider) -> None:
+    def _check_asking(
+        self,
+        provider: Provider,
+        withdrawn: Provider,
+        askers: list[tuple[Scope, Generation]],
+    ) -> None:
         """Refuse a refresh that would wait for whoever asks for it.
 
         It has to wait for another one that withdraws a value which they use; or is that one.
@@ -159,7 +165,7 @@ class Refresher:
                 f"`{name_of(instance.node.provider)}` asks for it, and would wait for its own end",
                 'Ask with policy="availability_preserving", or from elsewhere.',
             )
-        for scope, generation in self._asking():
+        for scope, generation in askers:
             reach = generation.reach(scope)
             # when it gets to it, other overrides may be in force: those of the request, say
             nodes = renewed | generation.plan.standing_for(withdrawn)
@@ -186,12 +192,18 @@ class Refresher:
                 'policy="availability_preserving".',
             )
 
-    def _asking(self) -> Iterator[tuple[Scope, Generation]]:
-        """The requests that we are in, with the generation that each is pinned to."""
-        for scope in asking():
-            for generation in (self._live.current, *self._live.retired):
-                if id(scope) in generation.pinned:
-                    yield scope, generation
+    def _asking(self, scope: Scope | None = None) -> list[tuple[Scope, Generation]]:
+        """The requests that we are in, with the generation that each is pinned to.
+
+        `scope` is that of the request whose container is asked: maybe by a task of its own.
+        """
+        scopes = [*asking(), *([] if scope is None else [scope])]
+        by_identity = {id(one): one for one in scopes}
+        return [
+            (by_identity[identity], generation)
+            for generation in (self._live.current, *self._live.retired)
+            for identity in by_identity.keys() & generation.pinned
+        ]
 
     def check_waiting(self, draining: "Draining") -> None:
         """Refuse to let anybody wait for his own end, or for that of the application."""
@@ -218,8 +230,7 @@ class Refresher:
         """Wait until the old instances have ended; when the time is up, stop them."""
         with anyio.move_on_after(seconds):
             return await draining.ended()
-        left = with_all(draining.left, lambda instance: instance.dependents)
-        holders = self._live.holders(left)
+        left, holders = self._left(draining)
         if holders:  # else it is stopping, and takes its time
             logger.warning(
                 "The old `%s` is stopped after %g seconds, though still used by %s",
@@ -230,6 +241,19 @@ class Refresher:
         supervisor = self._live.supervisor
         supervisor.retire([one for one in supervisor.instances if one in left])
         await draining.ended()
+
+    def say_who_is_waited_for(self, draining: "Draining") -> None:
+        _, holders = self._left(draining)
+        if holders:
+            logger.warning(
+                "The old `%s` is still waited for; it is used by %s",
+                name_of(draining.provider),
+                labels(holders),
+            )
+
+    def _left(self, draining: "Draining") -> tuple[frozenset[Instance], list[Scope | Site]]:
+        left = with_all(draining.left, lambda instance: instance.dependents)
+        return left, self._live.holders(left)
 
     def keep_refreshing(self) -> None:
         """Refresh what has `refresh_every`, from now on."""
@@ -289,5 +313,10 @@ class Draining:
         await self.ended()
 
     async def ended(self) -> None:
-        for instance in self._old:
-            await instance.ended.wait()
+        """Wait; and if that takes long, say for whom: maybe for whoever waits himself."""
+        for is_patient in (True, False):
+            with anyio.move_on_after(PATIENCE if is_patient else None):
+                for instance in self._old:
+                    await instance.ended.wait()
+                return
+            self._refresher.say_who_is_waited_for(self)

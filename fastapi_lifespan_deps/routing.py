@@ -16,7 +16,7 @@ from ._compat import hooked_router, lifespan_parts
 from .collect import Function, Route, collect_routes
 from .container import LifespanContainer
 from .exceptions import LifespanNotRunning, together
-from .generation import ASKED_KEY, COPY_KEY, DENIED_KEY, SENDER_KEY, Generation, requesting
+from .generation import Generation, serves_requests
 from .params import ROUTER_KEY, SCOPE_KEY
 from .run import Run
 
@@ -34,7 +34,16 @@ class LifespanRouter(APIRouter):
 
     closing_runs: list[Run]
 
+    _only_run: Run | None
+    """The run that is alive, if there was no other one beside it: it serves every request."""
+
     lifespan_start: LifespanStart
+
+    _inner: ASGIApp
+    """The router without what is added here."""
+
+    is_pinning: bool
+    """Whether a run has, or has had, lifespan dependencies. Without any, all is as in FastAPI."""
 
     @classmethod
     def adopt(cls, router: APIRouter, lifespan_start: LifespanStart | None) -> None:
@@ -47,7 +56,11 @@ class LifespanRouter(APIRouter):
             router.__class__ = cls if kind is APIRouter else type(kind.__name__, (cls, kind), {})
             assert isinstance(router, cls)
             router.lifespan_runs, router.closing_runs = [], []
+            router._only_run = None
             router.lifespan_start = "sequential"
+            router.is_pinning = False
+            is_usual = kind.__call__ is APIRouter.__call__
+            router._inner = router.middleware_stack if is_usual else partial(kind.__call__, router)
             router.lifespan_context = context
         router.lifespan_start = lifespan_start or router.lifespan_start
 
@@ -64,6 +77,46 @@ class LifespanRouter(APIRouter):
             parts += part.parts if isinstance(part, Lifespan) else [part]
         self._lifespan = Lifespan(self, parts)
 
+    @serves_requests
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, pinned to a generation: to the end of its response, its background
+        tasks or its WebSocket. What is around it, middleware above all, holds no values.
+
+        The hot path of every request: each line of it can be measured. Functions that are kept
+        in attributes are called by a local name, since Python looks for a method otherwise.
+        """
+        inner = self._inner
+        outer: Generation | None = scope.get(SCOPE_KEY)
+        if not self.is_pinning or (outer is not None and outer.run.covers(self)):
+            return await inner(scope, receive, send)
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                return await inner(scope, receive, send)
+            send = _closing(scope, send)
+        run = self._only_run
+        # most often there is one, and we are in its event loop
+        if run is None or run.thread != get_ident() or not run.is_running():
+            run = self.find_run((scope.get("state") or {}).get(SCOPE_KEY))
+            if run is None:  # what needs a value says why there is none
+                scope[ROUTER_KEY] = self
+                return await inner(scope, receive, send)
+        if (run.app.dependency_overrides or run.looks_closer) and run.overrides_changed():
+            await run.apply_overrides()
+        identity = id(scope)
+        scope[SCOPE_KEY] = generation = run.current
+        pinned = generation.pinned
+        pinned[identity] = scope
+        try:
+            await inner(scope, receive, send)
+        finally:
+            # Another application may have passed the request on by itself, and whoever calls this
+            # one may send the same scope again: nothing of it stays behind.
+            scope[SCOPE_KEY] = outer
+            if generation is run.current:
+                del pinned[identity]
+            else:
+                run.release(generation, scope)
+
     async def lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette refuses to start if there is a state and the server has no room for it. Our
         # own entry can do without: the run is found by the event loop then.
@@ -73,28 +126,22 @@ class LifespanRouter(APIRouter):
 
     def open(self, run: Run) -> None:
         """Let requests find the run."""
-        self.lifespan_runs.append(run)
-        if run.app.middleware_stack is not None:  # else a lifespan may still add middleware
-            self.pin(run)
+        if run not in self.lifespan_runs:
+            self._only_run = None if self.lifespan_runs else run
+            self.lifespan_runs.append(run)
+        self.is_pinning = self.is_pinning or not run.is_empty
 
     async def close(self, run: Run) -> None:
         """Let requests find the run no more, and stop what is left of it."""
-        # The layer stays: another thread may be starting the application at this moment.
         if run in self.lifespan_runs:
             self.lifespan_runs.remove(run)
+        if run is self._only_run:
+            self._only_run = None
         self.closing_runs.append(run)
         try:
             await run.close()
         finally:
             self.closing_runs.remove(run)
-
-    def pin(self, run: Run) -> None:
-        """Put the layer that pins requests around the application, if it has what to pin."""
-        if run.is_empty or isinstance(run.app.middleware_stack, Pin):
-            return
-        if run.app.middleware_stack is None:
-            run.app.middleware_stack = run.app.build_middleware_stack()
-        run.app.middleware_stack = Pin(run.app.middleware_stack, self)
 
     @property
     def lifespan_container(self) -> LifespanContainer:
@@ -116,9 +163,12 @@ class LifespanRouter(APIRouter):
         )
 
     def find_run(self, named: Run | None = None) -> Run | None:
-        """The latest run in this event loop; None if the lifespan state has named another one."""
+        """The run in this event loop. Of several it is the one that the lifespan state names; the
+        latest if that names none, or the run of an application that has passed the request on.
+        """
+        if self._only_run is not None:
+            named = None
         for run in reversed(self.lifespan_runs):
-            # If that is of another application, that one has passed the request on by itself.
             if (named is None or named is run or named.app is not run.app) and run.is_here():
                 return run
         return None
@@ -151,8 +201,9 @@ class Lifespan:
             await run.start()
             router.open(run)
             async with self._hooks(run), self._user_lifespans(app, run) as state:
-                await run.start()  # what the startup of the user's code has added
-                router.pin(run)
+                if self._functions() or self._registered("on_startup"):
+                    await run.start()  # what the user's code has added
+                    router.open(run)
                 run.serve()
                 try:
                     yield state if run.is_empty else {**(state or {}), SCOPE_KEY: run}
@@ -217,79 +268,29 @@ class Lifespan:
 _entering: ContextVar[Run | None] = ContextVar("fastapi_lifespan_deps_entering")
 
 
-class Pin:
-    """The outermost ASGI layer of a running application: pins each request to a generation.
-
-    The request keeps it to the end of its response, background tasks and WebSocket included.
-    """
-
-    def __init__(self, app: ASGIApp, router: LifespanRouter) -> None:
-        self.app = app
-        self.router = router
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        outer: Generation | None = scope.get(SCOPE_KEY)
-        if scope["type"] == "lifespan" or (outer is not None and outer.run.covers(self.router)):
-            return await self.app(scope, receive, send)
-        state = scope.get("state")
-        run: Run | None = state.get(SCOPE_KEY) if state else None
-        if (  # most often not so; else this takes more steps
-            run is None
-            or run.thread != get_ident()
-            or not run.is_running()
-            or run not in self.router.lifespan_runs
-        ):
-            run = self.router.find_run(run)
-        if run is None:  # what needs a value says why there is none
-            scope[ROUTER_KEY] = self.router
-            return await self.app(scope, receive, send)
-        for domain, overrides in run.in_force.items():  # Run.overrides_changed, without a call
-            if domain.dependency_overrides != overrides:
-                await run.apply_overrides()
-                break
-        generation = run.current
-        if scope["type"] == "websocket":
-            send = _closing(scope, send)
-        scope[SCOPE_KEY] = generation
-        generation.pinned[id(scope)] = scope
-        sender = requesting.get()
-        if sender is not None and sender is not scope:
-            scope[SENDER_KEY] = sender
-        token = requesting.set(scope)
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            try:  # noqa: SIM105 - `suppress` takes longer
-                requesting.reset(token)
-            except ValueError:  # the garbage collector ends it, in another context
-                pass
-            # Another application may have passed the request on by itself, and whoever calls this
-            # one may send the same scope again: nothing of it stays behind.
-            scope[SCOPE_KEY] = outer
-            if generation is run.current:
-                del generation.pinned[id(scope)]
-            else:
-                run.release(generation, scope)
-                for key in (ASKED_KEY, COPY_KEY):
-                    scope.pop(key, None)
-
-
 def _closing(scope: Scope, send: Send) -> Send:
     """Close a WebSocket whose value is unavailable, where FastAPI would answer 503.
 
     Only a connection that has been accepted can be closed with a code that the client sees.
     """
-    is_accepted = False
+    is_accepted = is_denied = False
 
     async def send_or_close(message: Message) -> None:
-        nonlocal is_accepted
-        if not message["type"].startswith("websocket.http.response") or DENIED_KEY not in scope:
-            is_accepted = is_accepted or message["type"] == "websocket.accept"
-            await send(message)
-        elif message["type"] == "websocket.http.response.start":
+        nonlocal is_accepted, is_denied
+        kind = message["type"]
+        if (
+            kind == "websocket.http.response.start"
+            and message["status"] == 503
+            and (generation := scope[SCOPE_KEY]) is not None
+            and (generation.withdrawn or generation.run.withdrawn)
+        ):
+            is_denied = True
             if not is_accepted:
                 await send({"type": "websocket.accept"})
             await send({"type": "websocket.close", "code": 1013, "reason": "Try again later"})
+        elif not is_denied:
+            is_accepted = is_accepted or kind == "websocket.accept"
+            await send(message)
 
     return send_or_close
 

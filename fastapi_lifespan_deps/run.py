@@ -41,7 +41,10 @@ class Run(LiveValues):
         self._overriding: Work[None] | None = None
         self._applying: dict[Domain, Overrides] | None = None
         # The overrides of the current generation; None while others are being applied.
-        self.in_force: Mapping[Domain, Overrides | None] = {}
+        self._in_force: Mapping[Domain, Overrides | None] = {}
+        # Whether more than a look at the application's overrides tells that they have changed:
+        # some are in force, or there are mounted applications.
+        self.looks_closer = False
 
     @property
     def is_empty(self) -> bool:
@@ -84,7 +87,7 @@ class Run(LiveValues):
                 if isinstance(source, Route):
                     bind(source, bound)
             await self.change(plan, all_or_none=True)
-            self.in_force = plan.overrides
+            self._enforce(plan.overrides)
 
     def serve(self) -> None:
         """Note that the application serves from now on: values may be refreshed."""
@@ -95,10 +98,12 @@ class Run(LiveValues):
 
     def overrides_changed(self) -> bool:
         """Whether overrides are not what the current generation was made for."""
-        for domain, applied in self.in_force.items():
-            if domain.dependency_overrides != applied:
-                return True
-        return False
+        in_force = self._in_force.items()
+        return any(domain.dependency_overrides != applied for domain, applied in in_force)
+
+    def _enforce(self, overrides: Mapping[Domain, Overrides | None]) -> None:
+        self._in_force = overrides
+        self.looks_closer = len(overrides) > 1 or any(one != {} for one in overrides.values())
 
     async def apply_overrides(self) -> None:
         """Make the overrides that are set now effective. Failures are left to the requests."""
@@ -132,12 +137,12 @@ class Run(LiveValues):
         for error in plan.errors:
             logger.error("A dependency override is not valid", exc_info=error)
         self._applying = plan.overrides
-        self.in_force = dict.fromkeys(plan.overrides)
+        self._enforce(dict.fromkeys(plan.overrides))
         try:
             await self.change(plan, all_or_none=False)
         finally:
             self._applying = None
-            self.in_force = self.current.plan.overrides
+            self._enforce(self.current.plan.overrides)
         if self.phase == "serving":
             self.refresher.keep_refreshing()
 

@@ -657,3 +657,21 @@ def test_applications_share_nothing() -> None:
         visit(two, "/see")
     assert len(started) == 2
     assert seen == started
+
+
+def test_a_router_that_serves_requests_in_its_own_way_goes_on_doing_so() -> None:
+    class GreetingRouter(APIRouter):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            scope["greeting"] = "hello"
+            await super().__call__(scope, receive, send)
+
+    app = FastAPI()
+    app.router.__class__ = GreetingRouter
+    enable_lifespan_scope(app)
+
+    @app.get("/")
+    async def greet(request: Request, thing: Thing) -> str:
+        return f"{request.scope['greeting']} {thing is started[0]}"
+
+    with TestClient(app) as client:
+        assert client.get("/").json() == "hello True"

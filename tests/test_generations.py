@@ -278,7 +278,7 @@ async def test_a_container_behind_a_copied_scope_keeps_everything_too() -> None:
 
 
 @pytest.mark.parametrize("copies", [False, True])
-async def test_a_request_that_is_still_in_a_middleware(copies: bool) -> None:
+async def test_a_request_that_is_still_in_a_middleware_of_a_mounted_app(copies: bool) -> None:
     """Nobody knows yet what it will need, so it keeps everything; wherever it is counted."""
     gate = Gate()
 
@@ -287,20 +287,22 @@ async def test_a_request_that_is_still_in_a_middleware(copies: bool) -> None:
             self.app = app
 
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["path"] == "/":
+            if scope["path"] == "/in/":
                 await gate.wait()
             await self.app({**scope} if copies else scope, receive, send)
 
-    app = LifespanFastAPI()
-    app.add_middleware(Slow)
+    app, inner = LifespanFastAPI(), FastAPI()
+    inner.add_middleware(Slow)
+    inner.dependency_overrides = app.dependency_overrides
+    app.mount("/in", inner)
     watched = Watched(app)
     watched.gate = gate
 
-    @app.get("/")
+    @inner.get("/")
     async def read(model: Model) -> str:
         return str(model)
 
-    assert await watched.ask("/") == "old"
+    assert await watched.ask("/in/") == "old"
 
 
 def talks(watched: Watched) -> Callable[..., Any]:

@@ -278,6 +278,7 @@ class Visit:
     refresh: Refresh | None = None
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     turn: anyio.Semaphore = field(default_factory=lambda: anyio.Semaphore(0))
+    container: LifespanContainer | None = None
     declared: list[tuple[Need, Item]] = field(default_factory=list)
     looked_up: list[tuple[Need, Item]] = field(default_factory=list)
     has_asked: bool = False
@@ -599,6 +600,7 @@ class Play:
         ) -> StreamingResponse:
             visit: Visit = connection.scope["visit"]
             container = self.take(visit, page.needs, values)
+            visit.container = await get_container(connection)  # a task of its own may ask
 
             async def chunks() -> AsyncIterator[str]:
                 yield "begin"
@@ -776,7 +778,8 @@ class Play:
         step = call.step
         old = self.current(step.slot)
         try:
-            draining = await self.app.lifespan_container.refresh(
+            container = (visit and visit.container) or self.app.lifespan_container
+            draining = await container.refresh(
                 self.originals[step.slot], policy=step.policy, drain_timeout=step.drain_timeout
             )
         except Exception as error:

@@ -261,11 +261,9 @@ async def test_a_route_that_was_added_while_serving_holds_what_it_declares() -> 
         assert await service.ask("/late") == "session(db 2) db 2"
 
 
-async def test_a_request_holds_everything_until_it_gets_to_its_route() -> None:
+async def test_a_request_holds_nothing_while_it_is_in_a_middleware() -> None:
     service = Service()
-    gate, stopping = Gate(), Gate()
-    stopping.open()
-    service.at["stop user 1"] = stopping.wait
+    gate = Gate()
 
     @service.app.middleware("http")
     async def hold(request: Any, call_next: Any) -> Any:
@@ -273,7 +271,42 @@ async def test_a_request_holds_everything_until_it_gets_to_its_route() -> None:
         return await call_next(request)
 
     async with service.running():
-        calls = [service.call(service.ask, path=path) for path in ("/held/cache", "/held")]
+        call = service.call(service.ask, path="/user")
+        await gate.hold()
+        await service.refresh(policy="resource_preserving")
+        assert service.log == ["stop user 1", "stop db 1", "start db 2", "start user 2"]
+        gate.open()
+        await call.ended.wait()
+        assert call.result == "user 2(db 2) session(db 2) user 2(db 2)"
+
+
+async def test_a_request_holds_everything_until_it_gets_to_the_route_of_a_mounted_app() -> None:
+    service = Service()
+    inner = FastAPI()
+    service.app.mount("/in", inner)
+    gate, stopping = Gate(), Gate()
+    stopping.open()
+    service.at["stop user 1"] = stopping.wait
+
+    @inner.middleware("http")
+    async def hold(request: Any, call_next: Any) -> Any:
+        await gate.wait()
+        return await call_next(request)
+
+    @inner.get("/cache")
+    async def hold_cache(
+        cache: Annotated[Thing, Depends(service.get_cache, scope="lifespan")],
+    ) -> str:
+        await service.gate.wait()
+        return str(cache)
+
+    @inner.get("/db")
+    async def hold_db(db: Annotated[Thing, Depends(service.get_db, scope="lifespan")]) -> str:
+        await service.gate.wait()
+        return str(db)
+
+    async with service.running():
+        calls = [service.call(service.ask, path=path) for path in ("/in/cache", "/in/db")]
         await settle()
         draining = await service.refresh()
         await settle()
@@ -283,7 +316,7 @@ async def test_a_request_holds_everything_until_it_gets_to_its_route() -> None:
         await stopping.hold()  # nobody tells that the requests are at their routes; it is looked up
         service.gate.open()
         await draining.wait()
-        assert [call.result for call in calls] == ["cache 1", "db 1 db 1"]
+        assert [call.result for call in calls] == ["cache 1", "db 1"]
 
 
 async def test_a_request_that_takes_the_container_holds_everything() -> None:
