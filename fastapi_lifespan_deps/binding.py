@@ -133,7 +133,7 @@ def _bound(
 
 def _site(dependant: Dependant, domain: Domain, keys: Mapping[int, Key]) -> Site:
     children = dependant.dependencies
-    return Site(domain, tuple((children[index].name, key) for index, key in keys.items()))
+    return Site(domain, tuple([(children[index].name, key) for index, key in keys.items()]))
 
 
 def _redirected(parameter: inspect.Parameter, call: BoundCall | None) -> inspect.Parameter:

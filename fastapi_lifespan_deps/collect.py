@@ -1,10 +1,9 @@
 """Collect: from an application to its declarations, each with the place where it stands."""
 
 import weakref
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import params
 from fastapi.dependencies.models import Dependant
@@ -16,7 +15,6 @@ from .params import (
     NOTE,
     Key,
     Marker,
-    Place,
     has_lifespan_scope,
     lifespan_marker,
     name_step,
@@ -49,8 +47,7 @@ class Site:
         return Site, (self.domain, self.parameters, self.name)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Route:
+class Route(NamedTuple):
     """A route as it is in effect, included and mounted where it is."""
 
     label: str
@@ -88,8 +85,8 @@ class Function:
             if isinstance(parameter.marker, params.Depends):
                 marker = lifespan_marker(parameter.marker, parameter.annotation)
                 if marker is not None:
-                    place = Place(_owner(self.function), parameter.name)
-                    found.append((parameter.name, marker.key(place)))
+                    key = marker.key(self.function, parameter.name)
+                    found.append((parameter.name, key))
         object.__setattr__(self, "site", Site(self.domain, tuple(found), name_of(self.function)))
 
     def declarations(self, overrides: Overrides) -> Iterator[Declaration]:
@@ -107,7 +104,7 @@ class Function:
 
 def collect_routes(app: Any) -> Iterator[Route]:
     """All routes that an application can reach, in the order in which it tries them."""
-    return _walk(app, app, "", set(), Counter())
+    return _walk(app, app, "", set(), {})
 
 
 def declared(
@@ -154,11 +151,10 @@ def lifespan_children(dependant: Dependant, route: Route | None = None) -> dict[
         else:
             continue
         if child.name is not None:
-            place = Place(_owner(dependant.call), child.name)
+            keys[index] = marker.key(dependant.call, child.name)
         else:
             assert route is not None  # only a route has dependencies without a name
-            place = Place((route.label, route.number), index)
-        keys[index] = marker.key(place)
+            keys[index] = marker.key((route.label, route.number), index)
     return keys
 
 
@@ -185,8 +181,7 @@ def _declared_by(
         marker = lifespan_marker(parameter.marker, parameter.annotation)
         if marker is not None:
             step = Step(parameter.name, marker.provider, NOTE)
-            place = Place(_owner(call), parameter.name)
-            yield Declaration(domain, marker.key(place), (*path, step))
+            yield Declaration(domain, marker.key(call, parameter.name), (*path, step))
             # FastAPI will read this signature for each request, and would call the provider of
             # a declaration of its own: let it find the marker.
             object.__setattr__(parameter.marker, "dependency", marker)
@@ -199,7 +194,7 @@ def _declared_by(
 
 
 def _walk(
-    router: Any, domain: Domain, prefix: str, seen: set[int], labels: Counter[str]
+    router: Any, domain: Domain, prefix: str, seen: set[int], labels: dict[str, int]
 ) -> Iterator[Route]:
     router = getattr(router, "router", router)
     if id(router) in seen:
@@ -214,8 +209,8 @@ def _walk(
                 label = f"{prefix}{getattr(route, 'frontend_prefix', '')} frontend".lstrip()
             else:
                 label = " ".join([*sorted(getattr(route, "methods", ["WEBSOCKET"])), path])
-            number = labels[label]
-            labels[label] += 1
+            number = labels.get(label, 0)
+            labels[label] = number + 1
             # as FastAPI does it: a route may have come from another application
             provider = getattr(route, "dependency_overrides_provider", domain)
             yield Route(label, provider, dependant, tuple(route.dependencies), number, not frontend)
@@ -223,14 +218,6 @@ def _walk(
             mounted = application(route.app)
             if mounted is not None:
                 yield from _walk(mounted, _domain(mounted), path, seen, labels)
-
-
-def _owner(call: Any) -> Hashable:
-    try:
-        hash(call)
-    except TypeError:
-        return type(call), id(call)
-    return call  # type: ignore[no-any-return]
 
 
 def _domain(mounted: Any) -> Domain:

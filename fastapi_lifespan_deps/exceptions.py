@@ -5,16 +5,14 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from traceback import format_exception
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import exceptions as fastapi_exceptions
 from fastapi.exceptions import HTTPException
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One line of the path that an error shows: a route, a parameter, a provider."""
 
     label: str

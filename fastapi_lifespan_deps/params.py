@@ -130,7 +130,8 @@ def Depends(
                 f"cannot have {option}={ours[option]!r}",
                 "Give seconds, more than 0, or a timedelta.",
             )
-    return LifespanDepends(dependency, use_cache=use_cache, options=Options(**durations))
+    asked = Options(**durations) if durations else NO_OPTIONS
+    return LifespanDepends(dependency, use_cache=use_cache, options=asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,10 +239,16 @@ class Marker:
     place: Place | None = None  # where it is known already (frontends)
     options: Options = NO_OPTIONS
 
-    def key(self, place: Place) -> Key:
-        """What this declares, standing at `place`."""
-        place_of_own = None if self.use_cache else self.place or place
-        return Key(self.provider, place_of_own, self.options)
+    def key(self, owner: Hashable, parameter: str | int) -> Key:
+        """What this declares, standing at a parameter of `owner`."""
+        if self.use_cache:
+            return self.shared_key
+        return Key(self.provider, self.place or Place(_owner(owner), parameter), self.options)
+
+    @functools.cached_property
+    def shared_key(self) -> Key:
+        # One object for all places: what looks it up finds the same one, and compares nothing.
+        return Key(self.provider, None, self.options)
 
     @functools.cached_property
     def __signature__(self) -> inspect.Signature:
@@ -256,6 +263,14 @@ class Marker:
         if generation is None:
             raise not_running(self.provider, connection)
         return await generation.run.marked_value(generation, self, connection.scope)
+
+
+def _owner(call: Any) -> Hashable:
+    try:
+        hash(call)
+    except TypeError:
+        return type(call), id(call)
+    return call  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from .exceptions import (
@@ -12,15 +12,23 @@ from .exceptions import (
     draw,
     name_of,
 )
-from .params import NOTE, Key, Place, check_callable, check_cycle, name_step, requirements
+from .params import (
+    NO_OPTIONS,
+    NOTE,
+    Key,
+    Place,
+    check_callable,
+    check_cycle,
+    name_step,
+    requirements,
+)
 
 # Whose `dependency_overrides` apply: an application, or None for a router mounted on its own.
 Domain = Any
 Overrides = Mapping[Callable[..., Any], Callable[..., Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class Declaration:
+class Declaration(NamedTuple):
     """Something wants the value of `key`, in the domain of whose overrides it stands."""
 
     domain: Domain
@@ -64,6 +72,8 @@ class Plan:
 
     def note_options(self, key: Key, path: tuple[Step, ...]) -> None:
         """Note what a declaration asks for. Raise if another one asks for something else."""
+        if key.options is NO_OPTIONS:
+            return
         for name, seconds in key.options.items():
             first = self.options.setdefault((key.provider, name), Option(seconds, path))
             if first.seconds != seconds:
@@ -142,7 +152,7 @@ class Planner:
         for requirement in requirements(provider, path):
             node = None
             if requirement.marker is not None:
-                child = requirement.marker.key(Place(provider, requirement.parameter))
+                child = requirement.marker.key(provider, requirement.parameter)
                 branch = *path, requirement.step
                 plan.note_options(child, branch)
                 node = self._resolve(plan, domain, child, branch)
