@@ -1,0 +1,1 @@
+"""Benchmarks: what a request, the start, and a server under load cost. Run `scripts/bench`."""

@@ -1,0 +1,34 @@
+"""What takes part: a module for each library, in the fastest way that its documentation shows."""
+
+import importlib
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from .case import Contestant
+
+OWN = ["plain", "lifespan_deps", "depends"]
+# Named as their distributions, but for the hyphens.
+LIBRARIES = ["wireup", "dishka", "svcs", "that_depends", "fastapi_injector", "dependency_injector"]
+LIBRARIES += ["fastapi_singleton", "litestar"]
+
+# scripts/bench notes here what it could not install: a distribution, a tab, and why.
+NOT_INSTALLED = Path(sys.prefix, "not-installed")
+
+
+def contestants() -> Iterator[Contestant | tuple[str, str]]:
+    """All that take part; a name and a reason for a library that is not there."""
+    notes = NOT_INSTALLED.read_text().splitlines() if NOT_INSTALLED.exists() else []
+    reasons = dict(note.split("\t", 1) for note in notes)
+    for module in OWN + LIBRARIES:
+        distribution = module.replace("_", "-")
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of what else a library imports
+                found = importlib.import_module(f"{__name__}.{module}")
+        except ImportError as error:
+            if module in OWN:
+                raise
+            yield distribution, f"not installed: {reasons.get(distribution, error)}"
+        else:
+            yield from found.CONTESTANTS

@@ -1,0 +1,77 @@
+"""The benchmarks measure what they say, and go on working. None of their figures is tested."""
+
+import asyncio
+import random
+
+import fastapi
+import pytest
+
+from benchmarks import requests
+from benchmarks.competitors import contestants, depends, lifespan_deps, plain
+from benchmarks.competitors.case import Case, Contestant, endpoint
+from benchmarks.measure import Subject, measure
+
+
+def names(found: list[Contestant]) -> list[str]:
+    return [one.name for one in found]
+
+
+OWN = [*plain.CONTESTANTS, *lifespan_deps.CONTESTANTS, *depends.CONTESTANTS]
+
+
+@pytest.mark.parametrize("contestant", OWN, ids=names(OWN))
+@pytest.mark.parametrize("count", [1, 20])
+def test_each_contestant_is_verified_and_measured(contestant: Contestant, count: int) -> None:
+    found = asyncio.run(requests._measure([contestant], count, 2, None, lambda text: None))
+    [result] = found.values()
+    assert "problem" not in result
+    assert result["visits"] == 2 * contestant.visits_per_round
+
+
+def test_a_contestant_that_makes_an_object_for_each_request_is_told() -> None:
+    def fresh(case: Case) -> fastapi.FastAPI:
+        app = fastapi.FastAPI()
+        endpoint(app, case, case.annotated(lambda i: fastapi.Depends(case.async_provider(i))))
+        return app
+
+    wrong = Contestant("wrong", fresh, plain.in_endpoint)
+    found = asyncio.run(requests._measure([wrong], 1, 2, None, lambda text: None))
+    assert found == {"wrong": {"problem": "WrongAnswer: a provider was called 2 times"}}
+
+
+def test_a_library_that_is_not_installed_is_told() -> None:
+    told = [one for one in contestants() if not isinstance(one, Contestant)]
+    assert all(reason.startswith("not installed: ") for _, reason in told)
+    assert ("svcs", "not installed: No module named 'svcs'") in told
+
+
+def test_a_chunk_is_compared_with_the_chunks_of_its_baseline_beside_it() -> None:
+    served: list[str] = []
+
+    def subject(name: str, baseline: Subject | None = None) -> Subject:
+        async def serve(count: int) -> None:
+            served.append(name)
+
+        return Subject(serve, baseline)
+
+    base = subject("base")
+    subjects = [subject("one", base), subject("two", base)]
+    asyncio.run(measure(subjects, 3, random.Random(0), None, lambda: None))
+    turns = served[::2]  # each is served a little before, to warm up
+    assert served[1::2] == turns
+    for start in (0, 5, 10):
+        one_round = turns[start : start + 5]
+        assert one_round[::2] == ["base"] * 3
+        assert sorted(one_round[1::2]) == ["one", "two"]
+    assert [len(one.own) for one in subjects] == [3, 3]
+
+
+@pytest.mark.skipif(
+    not hasattr(fastapi.routing, "iter_route_contexts"), reason="walks what 0.137.2 brought"
+)
+@pytest.mark.parametrize("variant", ["fastapi", "without", "with"])
+def test_a_visit_of_the_startup_benchmark_gets_the_right_answers(variant: str) -> None:
+    from benchmarks import startup
+
+    found = asyncio.run(startup._visit(variant, 200, "parts"))
+    assert found.keys() >= {"build", "walk", "startup", "startup again", "share"}
