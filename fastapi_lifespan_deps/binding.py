@@ -31,7 +31,7 @@ def bind(route: Route, bound: "dict[tuple[int, int], BoundCall]") -> None:
 
     A FastAPI dependency costs microseconds per request whatever it does, so lifespan
     dependencies leave the dependant. Instead its `call` becomes a callable that takes the
-    connection, finds the generation in its scope, and adds all values in one merge.
+    connection, finds the generation in its scope, and there what has all values already.
     """
     with _one_at_a_time:
         dependant, domain = route.dependant, route.domain
@@ -50,7 +50,7 @@ def bind(route: Route, bound: "dict[tuple[int, int], BoundCall]") -> None:
             # No parameter can have this name, and nobody reads an endpoint's signature again.
             name = dependant.http_connection_param_name or "lifespan connection"
             keep = name == dependant.http_connection_param_name
-            dependant.call = _injecting(call, _site(dependant, domain, keys), name, keep)
+            dependant.call = _injecting(_site(dependant, domain, keys), name, keep)
             functools.update_wrapper(dependant.call, call, updated=())
             keep_endpoint_context(dependant.call, call)
             dependant.http_connection_param_name = name
@@ -85,7 +85,7 @@ class BoundCall:
         if site.parameters:
             self.__lifespan_site__ = site
             name = self.connection_parameter or _unused_name(signature)
-            self._call = _injecting(call, site, name, keep=name == self.connection_parameter)
+            self._call = _injecting(site, name, keep=name == self.connection_parameter)
             if name != self.connection_parameter:
                 self.connection_parameter = name
                 kind = inspect.Parameter.KEYWORD_ONLY
@@ -133,7 +133,9 @@ def _bound(
 
 def _site(dependant: Dependant, domain: Domain, keys: Mapping[int, Key]) -> Site:
     children = dependant.dependencies
-    return Site(domain, tuple([(children[index].name, key) for index, key in keys.items()]))
+    assert dependant.call is not None
+    named = [(children[index].name, key) for index, key in keys.items()]
+    return Site(domain, tuple(named), dependant.call)
 
 
 def _redirected(parameter: inspect.Parameter, call: BoundCall | None) -> inspect.Parameter:
@@ -153,10 +155,8 @@ def _redirected(parameter: inspect.Parameter, call: BoundCall | None) -> inspect
     return parameter.replace(default=depends, annotation=Any)
 
 
-def _injecting(
-    call: Callable[..., Any], site: Site, connection_parameter: str, keep: bool
-) -> Callable[..., Any]:
-    """`call` with the values of `site` added; the hot path of every request."""
+def _injecting(site: Site, connection_parameter: str, keep: bool) -> Callable[..., Any]:
+    """The callable of `site` with its values; the hot path of every request."""
     take = operator.getitem if keep else dict.pop
 
     # Only `**values`: the endpoint may use any other name for itself.
@@ -165,7 +165,7 @@ def _injecting(
         generation = connection.scope.get(SCOPE_KEY)
         if generation is None:
             raise not_running(site.parameters[0][1].provider, connection)
-        return call(**values, **generation[site])
+        return generation[site](**values)
 
     bound.__lifespan_site__ = site  # type: ignore[attr-defined]  # found again by collect.py
     return bound

@@ -1,8 +1,9 @@
 """Collect: from an application to its declarations, each with the place where it stands."""
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from fastapi import params
@@ -10,7 +11,7 @@ from fastapi.dependencies.models import Dependant
 from starlette.routing import Host, Mount
 
 from ._compat import application, effective_routes, is_frontend
-from .exceptions import Step, name_of
+from .exceptions import Step
 from .params import (
     NOTE,
     Key,
@@ -31,20 +32,37 @@ class Site:
     """
 
     def __init__(
-        self, domain: Domain, parameters: tuple[tuple[str | None, Key], ...], name: str = ""
+        self,
+        domain: Domain,
+        parameters: tuple[tuple[str | None, Key], ...],
+        call: Callable[..., Any],
     ) -> None:
         # FastAPI remembers, for the whole process, thousands of callables and what they are; a
         # bound one must not keep its application alive there.
         self._domain = None if domain is None else weakref.ref(domain)
         self.parameters = parameters
-        self.name = name  # of a callable that keeps its values, as a lifespan function does
+        self.call = call
 
     @property
     def domain(self) -> Domain:
         return None if self._domain is None else self._domain()
 
     def __reduce__(self) -> Any:
-        return Site, (self.domain, self.parameters, self.name)
+        return Site, (self.domain, self.parameters, self.call)
+
+    def filled(self, values: Mapping[str, Any]) -> Callable[..., Any]:
+        """The callable, given these values.
+
+        Those of its first parameters go by position: then it makes no difference how many they are.
+        """
+        named = dict(values)
+        code = getattr(self.call, "__code__", None)
+        by_position = []
+        for name in code.co_varnames[: code.co_argcount] if code is not None else ():
+            if name not in named:
+                break
+            by_position.append(named.pop(name))
+        return partial(self.call, *by_position, **named)
 
 
 class Route(NamedTuple):
@@ -87,7 +105,7 @@ class Function:
                 if marker is not None:
                     key = marker.key(self.function, parameter.name)
                     found.append((parameter.name, key))
-        object.__setattr__(self, "site", Site(self.domain, tuple(found), name_of(self.function)))
+        object.__setattr__(self, "site", Site(self.domain, tuple(found), self.function))
 
     def declarations(self, overrides: Overrides) -> Iterator[Declaration]:
         top = Step(name_step(self.function), self.function, "runs with the lifespan")
@@ -158,7 +176,7 @@ def lifespan_children(dependant: Dependant, route: Route | None = None) -> dict[
     return keys
 
 
-NO_SITE = Site(None, ())
+NO_SITE = Site(None, (), lambda: None)
 
 
 def bound_site(call: Any) -> Site:

@@ -13,7 +13,11 @@ from starlette.types import Scope
 
 from ._compat import matched_dependant, overrides_provider, route_label
 from .collect import Site, declared
-from .exceptions import UnavailableLifespanDependency, UninitializedLifespanDependency
+from .exceptions import (
+    UnavailableLifespanDependency,
+    UninitializedLifespanDependency,
+    name_of,
+)
 from .instance import Instance, ended_by_itself
 from .params import Key
 from .plan import Domain, Node, Plan
@@ -62,8 +66,8 @@ class Reach:
     takes_container: bool
 
 
-class Generation(dict[Site, dict[str, Any]]):
-    """What each site is given, worked out when a request first asks for it.
+class Generation(dict[Site, Callable[..., Any]]):
+    """The callable of each site, given its values; worked out when a request first asks for it.
 
     A request is pinned to the generation that was current when it arrived, and finds it in its
     ASGI scope.
@@ -89,11 +93,15 @@ class Generation(dict[Site, dict[str, Any]]):
         # A synchronous endpoint asks in a worker thread; what dies meanwhile must not be kept.
         self._lock = Lock()
 
-    def __missing__(self, site: Site) -> dict[str, Any]:
+    def __missing__(self, site: Site) -> Callable[..., Any]:
         with self._lock:
-            values = [(name, self.value(site.domain, key)) for name, key in site.parameters]
-            self[site] = found = {name: value for name, value in values if name is not None}
-            return found
+            self[site] = filled = site.filled(self.values_of(site))
+            return filled
+
+    def values_of(self, site: Site) -> dict[str, Any]:
+        """The value of each of its parameters."""
+        values = [(name, self.value(site.domain, key)) for name, key in site.parameters]
+        return {name: value for name, value in values if name is not None}
 
     def clear(self) -> None:
         with self._lock:
@@ -222,7 +230,7 @@ def with_all(
 def labels(pinned: Iterable[Scope | Site]) -> str:
     """The routes of requests, and what else holds values, for a person to read."""
     counted = Counter(
-        f"`{one.name}`" if isinstance(one, Site) else route_label(one) for one in pinned
+        f"`{name_of(one.call)}`" if isinstance(one, Site) else route_label(one) for one in pinned
     )
     return ", ".join(
         f"{label} ({count} requests)" if count > 1 else label for label, count in counted.items()

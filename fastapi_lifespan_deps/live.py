@@ -189,7 +189,7 @@ class LiveValues:
         generation = self.current
         generation.pinned[id(site)] = site
         try:
-            yield generation[site]
+            yield generation.values_of(site)
         finally:
             self.release(generation, site)
 

@@ -328,9 +328,8 @@ async def _leaving(
 
 
 async def _call_hook(hook: Callable[..., Any], run: Run) -> None:
-    values = run.current[Function(hook, run.app).site]
     # As in FastAPI, a synchronous hook runs in the event loop.
-    result = hook(**values)
+    result = run.current[Function(hook, run.app).site]()
     if inspect.iscoroutine(result):
         await result
 
