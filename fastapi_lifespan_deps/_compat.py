@@ -6,12 +6,14 @@
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from fastapi import routing
 from fastapi.dependencies.models import Dependant
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Host, Mount, Route, Router, WebSocketRoute
+from starlette.types import ASGIApp
 
 
 def effective_routes(router: Any) -> Iterator[Any]:
@@ -114,6 +116,16 @@ def keep_endpoint_context(bound: Callable[..., Any], call: Callable[..., Any]) -
             "line": inspect.unwrap(call).__code__.co_firstlineno,
             "function": call.__name__,
         }
+
+
+def called_by(call: Callable[..., Any], router: Any) -> ASGIApp:
+    """What the `__call__` of a router does; without the call, if it has nothing to add."""
+    # Router.__call__ awaits its middleware_stack, and that is all: all
+    code = getattr(call, "__code__", None)
+    if code is not None and code.co_names == ("middleware_stack",):
+        inner: ASGIApp = router.middleware_stack
+        return inner
+    return partial(call, router)
 
 
 def lifespan_parts(context: Any) -> Iterator[Any]:

@@ -244,12 +244,11 @@ class Refresher:
 
     def say_who_is_waited_for(self, draining: "Draining") -> None:
         _, holders = self._left(draining)
-        if holders:
-            logger.warning(
-                "The old `%s` is still waited for; it is used by %s",
-                name_of(draining.provider),
-                labels(holders),
-            )
+        logger.warning(
+            "The old `%s` is still waited for; it is used by %s",
+            name_of(draining.provider),
+            labels(holders) or "nobody, and takes its time to stop",
+        )
 
     def _left(self, draining: "Draining") -> tuple[frozenset[Instance], list[Scope | Site]]:
         left = with_all(draining.left, lambda instance: instance.dependents)
@@ -314,9 +313,11 @@ class Draining:
 
     async def ended(self) -> None:
         """Wait; and if that takes long, say for whom: maybe for whoever waits himself."""
-        for is_patient in (True, False):
-            with anyio.move_on_after(PATIENCE if is_patient else None):
-                for instance in self._old:
-                    await instance.ended.wait()
-                return
-            self._refresher.say_who_is_waited_for(self)
+        with anyio.move_on_after(PATIENCE):
+            return await self._all_ended()
+        self._refresher.say_who_is_waited_for(self)
+        await self._all_ended()
+
+    async def _all_ended(self) -> None:
+        for instance in self._old:
+            await instance.ended.wait()

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from fastapi import APIRouter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ._compat import hooked_router, lifespan_parts
+from ._compat import called_by, hooked_router, lifespan_parts
 from .collect import Function, Route, collect_routes
 from .container import LifespanContainer
 from .exceptions import LifespanNotRunning, together
@@ -59,8 +59,7 @@ class LifespanRouter(APIRouter):
             router._only_run = None
             router.lifespan_start = "sequential"
             router.is_pinning = False
-            is_usual = kind.__call__ is APIRouter.__call__
-            router._inner = router.middleware_stack if is_usual else partial(kind.__call__, router)
+            router._inner = called_by(kind.__call__, router)
             router.lifespan_context = context
         router.lifespan_start = lifespan_start or router.lifespan_start
 
@@ -86,8 +85,10 @@ class LifespanRouter(APIRouter):
         in attributes are called by a local name, since Python looks for a method otherwise.
         """
         inner = self._inner
+        if not self.is_pinning:
+            return await inner(scope, receive, send)
         outer: Generation | None = scope.get(SCOPE_KEY)
-        if not self.is_pinning or (outer is not None and outer.run.covers(self)):
+        if outer is not None and outer.run.covers(self):
             return await inner(scope, receive, send)
         if scope["type"] != "http":
             if scope["type"] == "lifespan":

@@ -318,3 +318,16 @@ async def test_clause_10_a_request_that_outlives_the_run_is_told_that_it_has_end
                 group.start_soon(client.get, "/later")
                 await arrived.wait()
             go_on.set()
+
+
+async def test_an_application_that_runs_by_itself_and_is_mounted_in_another_one() -> None:
+    """A request belongs to the run of the application through which it came first."""
+    inner, outer = Counting(), LifespanFastAPI()
+    outer.mount("/inner", inner.app)
+    async with AsyncExitStack() as stack:
+        for app in (inner.app, outer):
+            await stack.enter_async_context(app.router.lifespan_context(app))
+        for app, path, number in ((inner.app, "/", 0), (outer, "/inner/", 1)):
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                assert (await client.get(path)).json() == number
