@@ -16,7 +16,7 @@ from ._compat import called_by, hooked_router, lifespan_parts
 from .collect import Function, Route, collect_routes
 from .container import LifespanContainer
 from .exceptions import LifespanNotRunning, together
-from .generation import Generation, serves_requests
+from .generation import ASKED_KEY, Generation, serves_requests
 from .params import ROUTER_KEY, SCOPE_KEY
 from .run import Run
 
@@ -81,8 +81,7 @@ class LifespanRouter(APIRouter):
         """Serve a request, pinned to a generation: to the end of its response, its background
         tasks or its WebSocket. What is around it, middleware above all, holds no values.
 
-        The hot path of every request: each line of it can be measured. Functions that are kept
-        in attributes are called by a local name, since Python looks for a method otherwise.
+        The hot path of every request: each line of it can be measured.
         """
         inner = self._inner
         if not self.is_pinning:
@@ -117,6 +116,7 @@ class LifespanRouter(APIRouter):
                 del pinned[identity]
             else:
                 run.release(generation, scope)
+                scope.pop(ASKED_KEY, None)
 
     async def lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette refuses to start if there is a state and the server has no room for it. Our
@@ -282,7 +282,7 @@ def _closing(scope: Scope, send: Send) -> Send:
         if (
             kind == "websocket.http.response.start"
             and message["status"] == 503
-            and (generation := scope[SCOPE_KEY]) is not None
+            and (generation := scope.get(SCOPE_KEY)) is not None
             and (generation.withdrawn or generation.run.withdrawn)
         ):
             is_denied = True

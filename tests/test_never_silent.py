@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import APIRouter, FastAPI, WebSocket
+from fastapi import APIRouter, FastAPI, HTTPException, WebSocket
 from fastapi.testclient import TestClient
 from starlette.applications import Starlette
 from starlette.routing import Mount
+from starlette.testclient import WebSocketDenialResponse
 
 from fastapi_lifespan_deps import (
     Depends,
@@ -391,3 +392,20 @@ def test_middleware_may_be_built_anew_while_serving() -> None:
         before = client.get("/value").json()
         app.middleware_stack = app.build_middleware_stack()
         assert client.get("/value").json() == before
+
+
+def test_a_websocket_that_is_refused_after_the_application_has_stopped() -> None:
+    """Its 503 is the application's own, not that of a value which is being refreshed."""
+    app = LifespanFastAPI()
+    add_routes(app)
+
+    @app.websocket("/full")
+    async def refuse(websocket: WebSocket) -> None:
+        raise HTTPException(503, "full")
+
+    for client in (TestClient(app), TestClient(app)):
+        with pytest.raises(WebSocketDenialResponse) as caught, client.websocket_connect("/full"):
+            pass
+        assert caught.value.status_code == 503
+        with client:  # so that the next one comes after a run
+            pass
