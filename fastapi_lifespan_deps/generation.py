@@ -27,7 +27,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 # Set in the scope of a request that has asked for a refresh.
 ASKED_KEY = "fastapi_lifespan_deps_asked"
 
-_serving: set[CodeType] = set()
+_serving: set[CodeType] = set()  # filled on import, by the decorator below
 
 
 def serves_requests(function: F) -> F:
@@ -39,8 +39,8 @@ def serves_requests(function: F) -> F:
 def asking() -> Iterator[Scope]:
     """The scopes of the requests in whose code we are, innermost first.
 
-    Found on the stack, when somebody asks: a context variable would cost every request more than
-    all the rest. So it knows the task that serves the request, not others that this has started.
+    Found on the stack, when somebody asks: a context variable would make what a request pays
+    larger by a fifth. So it knows the task that serves a request, not others that this has started.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None:

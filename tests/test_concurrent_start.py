@@ -579,8 +579,11 @@ def test_what_waits_for_a_thread_to_stop_in_is_stopped_when_the_event_loop_ends(
     assert sorted(started) == sorted(stopped) == sorted(names)
 
 
-def test_ctrl_c_stops_what_has_started(anyio_backend: str) -> None:
+def test_ctrl_c_stops_what_has_started(anyio_backend: str, request: pytest.FixtureRequest) -> None:
     """Once while others start, once while it serves."""
+    # In the background of a shell, SIGINT is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     for moment in ("starting", "serving"):
         moments: list[Moments] = []
 
