@@ -79,6 +79,8 @@ CALLABLES: list[Callable[..., Any]] = [
 def test_each_parameter_is_given_its_own_value(
     call: Callable[..., Any], is_endpoint: bool, is_overridden: bool
 ) -> None:
+    if is_endpoint and isinstance(call, Class):
+        pytest.skip("older releases of FastAPI do not await such an endpoint")
     app = LifespanFastAPI()
     if is_overridden:
         app.dependency_overrides[unrelated] = unrelated
