@@ -352,7 +352,7 @@ async def test_a_mounted_application_whose_middleware_copies_the_scope() -> None
     @inner.get("/bare")
     async def bare() -> None:
         # with FastAPI 0.136.3 and Starlette 1.x, what is known of the route is the mount
-        with pytest.raises(RefreshError, match="GET /in(/bare)?, may use the value itself"):
+        with pytest.raises(RefreshError, match=r"GET /in(/bare)?, may use the value itself"):
             await service.refresh(policy=RESOURCE)
 
     async with service.running():
