@@ -171,7 +171,7 @@ async def get_container(connection: HTTPConnection) -> LifespanContainer:
         return LifespanContainer(generation.run, overrides_provider(scope), scope)
     app = scope.get("app")
     find_run = getattr(getattr(app, "router", None), "find_run", None)
-    run: Run | None = find_run and find_run((scope.get("state") or {}).get(SCOPE_KEY))
+    run: Run | None = find_run and find_run(scope)
     if run is None or run.is_empty:
         raise not_running(get_container, connection)
     return LifespanContainer(run, app)

@@ -96,7 +96,7 @@ class LifespanRouter(APIRouter):
         run = self._only_run
         # most often there is one, and we are in its event loop
         if run is None or run.thread != get_ident() or not run.is_running():
-            run = self.find_run((scope.get("state") or {}).get(SCOPE_KEY))
+            run = self.find_run(scope)
             if run is None:  # what needs a value says why there is none
                 scope[ROUTER_KEY] = self
                 return await inner(scope, receive, send)
@@ -163,12 +163,13 @@ class LifespanRouter(APIRouter):
             "one that it is mounted in.",
         )
 
-    def find_run(self, named: Run | None = None) -> Run | None:
-        """The run in this event loop. Of several it is the one that the lifespan state names; the
-        latest if that names none, or the run of an application that has passed the request on.
+    def find_run(self, scope: Scope | None = None) -> Run | None:
+        """The run in this event loop. Of several it is the one that the lifespan state in `scope`
+        names; the latest if that names none, or one whose application has passed the request on.
         """
-        if self._only_run is not None:
-            named = None
+        named: Run | None = None
+        if scope is not None and self._only_run is None:
+            named = (scope.get("state") or {}).get(SCOPE_KEY)
         for run in reversed(self.lifespan_runs):
             if (named is None or named is run or named.app is not run.app) and run.is_here():
                 return run

@@ -331,3 +331,40 @@ async def test_an_application_that_runs_by_itself_and_is_mounted_in_another_one(
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 assert (await client.get(path)).json() == number
+
+
+async def test_a_request_with_the_state_of_an_earlier_run_is_served_by_the_living_one() -> None:
+    counting = Counting()
+    async with LifespanManager(counting.app) as earlier:
+        pass
+    async with (
+        counting.app.router.lifespan_context(counting.app),
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(earlier.app), base_url="http://test"
+        ) as client,
+    ):
+        assert (await client.get("/")).json() == 1
+
+
+async def test_a_route_that_a_provider_adds_is_not_silent() -> None:
+    """There is no second look at the routes if no code of hooks or lifespans has run."""
+    counting = Counting()
+    app = counting.app
+
+    async def get_plugin() -> None:
+        @app.get("/plugin")
+        async def read(
+            pool: Annotated[Pool, Depends(counting.get_pool, scope="lifespan")],
+            own: Annotated[Pool, Depends(lambda: Pool(7), scope="lifespan")],
+        ) -> None:
+            pass
+
+    @app.get("/own", dependencies=[Depends(get_plugin, scope="lifespan")])
+    async def own() -> None:
+        pass
+
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            with pytest.raises(UninitializedLifespanDependency, match="nothing asked for it"):
+                await client.get("/plugin")
