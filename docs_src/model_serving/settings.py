@@ -1,9 +1,9 @@
-"""What can be set by environment, each with the prefix `MODEL_SERVING_`."""
+"""What can be set by environment, each with the prefix `MODEL_SERVING_`. Times are in seconds."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fastapi_lifespan_deps import Depends
@@ -21,16 +21,50 @@ class Settings(BaseSettings):
     model_sha256: str | None = None
     # As torch writes it: "cpu", "cuda", "cuda:1". CUDA when there is one, unless given.
     device: str | None = None
+    # "bfloat16" takes half the memory, and is faster on CUDA; scores differ in the third digit.
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     # Word pieces: the model was trained with this many, what follows is cut off.
     max_tokens: PositiveInt = 256
-    # Texts in one forward pass: it bounds the memory that one request can take.
-    batch_size: PositiveInt = 32
+    # Texts in one forward pass.
+    max_batch_size: PositiveInt = 32
+    # Word pieces in one forward pass, padding included: 512 on the CPU, 16,384 elsewhere, unless
+    # given. A single text may have more.
+    max_batch_tokens: PositiveInt | None = None
+    # How long a text may wait for others to fill its batch, when nothing is being computed.
+    batch_wait_timeout_s: NonNegativeFloat = 0
+    # Texts that may wait. What would be more is answered 503.
+    max_queue_size: PositiveInt = 1_024
 
     # In one list of a request.
     max_texts: PositiveInt = 256
     # In characters.
     max_text_length: PositiveInt = 8_000
+
+    # Whoever has it may swap the model. Without one, nobody may.
+    admin_token: SecretStr | None = None
+    # "resource_preserving" frees the old model before it loads the new one: 503 meanwhile.
+    swap_policy: Literal["availability_preserving", "resource_preserving"] = (
+        "availability_preserving"
+    )
+    # How long requests that use the old model may take, before they lose it.
+    drain_timeout: PositiveFloat = 30
+    # How often to look whether there is another model in the directory. Never, unless given.
+    refresh_every: PositiveFloat | None = None
+    # How long to serve on after SIGTERM, not ready any more, so that a load balancer notices.
+    shutdown_delay: NonNegativeFloat = 0
+
+    @model_validator(mode="after")
+    def _the_queue_takes_the_largest_request(self) -> Self:
+        largest = self.max_texts + 1  # the query and its candidates
+        if self.max_queue_size < largest:
+            raise ValueError(
+                f"max_queue_size={self.max_queue_size} has no room for the largest request:"
+                f" max_texts={self.max_texts} and a query. Set MODEL_SERVING_MAX_QUEUE_SIZE to"
+                f" {largest} or more, or MODEL_SERVING_MAX_TEXTS to"
+                f" {self.max_queue_size - 1} or less."
+            )
+        return self
 
 
 SettingsDep = Annotated[Settings, Depends(scope="lifespan")]

@@ -1,0 +1,271 @@
+"""The batcher: what requests send at the same time goes through the model together."""
+
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Annotated, NamedTuple, TypeVar
+
+import torch
+from anyio import CapacityLimiter, Event, create_task_group, move_on_after, to_thread
+from fastapi import HTTPException
+
+from fastapi_lifespan_deps import Depends
+
+from .embedding import Encoder, EncoderDep
+from .files import ModelFiles, ModelFilesDep
+from .metrics import Metrics, MetricsDep
+from .settings import Settings, SettingsDep
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+MAX_BATCH_TOKENS_ON_CPU = 512
+MAX_BATCH_TOKENS = 16_384
+
+
+class QueueFull(HTTPException):
+    """As many texts wait as may: the client is told to come back."""
+
+    def __init__(self, waiting: int, limit: int, retry_after: int) -> None:
+        super().__init__(
+            503,
+            f"{waiting:,} texts are waiting, and at most {limit:,} may. Send this again later.",
+            {"Retry-After": str(retry_after)},
+        )
+
+
+class BatcherStopped(HTTPException):
+    """A request that lasted longer than the drain timeout wants more of a model that is gone."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            503, "The model was replaced meanwhile. Send this again.", {"Retry-After": "1"}
+        )
+
+
+class BatchFailed(RuntimeError):
+    """The forward pass that a request was part of failed; the cause says why."""
+
+
+class Embedded(NamedTuple):
+    rows: torch.Tensor
+    """One for each text, in their order, on the CPU."""
+    batch_size: int
+    """How many texts were in the largest of the batches that worked on it."""
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    size: int
+    rows: dict[int, torch.Tensor] = field(default_factory=dict)
+    batch_size: int = 0
+    error: BaseException | None = None
+    done: Event = field(default_factory=Event)
+
+
+@dataclass(eq=False, slots=True)
+class _Text:
+    request: _Request
+    index: int
+    text: str
+    arrived: float
+    token_ids: list[int] = field(default_factory=list)
+    """None yet, until it is tokenized."""
+
+
+class Batcher:
+    """Embeds texts in batches that are made of whatever has queued meanwhile.
+
+    Use it in the event loop that made it, from any number of tasks. While `run` runs, a worker
+    thread tokenizes and embeds, one batch at a time; all else happens in the event loop.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        files: ModelFiles,
+        metrics: Metrics,
+        *,
+        max_batch_size: int,
+        max_batch_tokens: int,
+        batch_wait_timeout_s: float,
+        max_queue_size: int,
+    ) -> None:
+        self.encoder = encoder
+        self.files = files
+        self._metrics = metrics
+        self._max_batch_size = max_batch_size
+        self._max_batch_tokens = max_batch_tokens
+        self._wait_timeout = batch_wait_timeout_s
+        self._max_queue_size = max_queue_size
+        self._waiting: dict[_Text, None] = {}  # in the order of their arrival
+        self._changed = Event()
+        self._is_closed = False
+        self._seconds_per_text = 0.0
+        self._one_at_a_time = CapacityLimiter(1)
+
+    async def embed(self, texts: Sequence[str]) -> Embedded:
+        """Embed one text or more; if the caller is cancelled, those that wait leave the queue.
+
+        Raises:
+            QueueFull: there is no room for them in the queue. None of them enters it.
+            BatchFailed: the model failed on one of them, or on one that was in the same batch.
+            BatcherStopped: the batcher has been closed.
+        """
+        if self._is_closed:
+            raise BatcherStopped
+        if len(self._waiting) + len(texts) > self._max_queue_size:
+            retry_after = math.ceil(len(self._waiting) * self._seconds_per_text)
+            raise QueueFull(len(self._waiting), self._max_queue_size, max(1, retry_after))
+        request, now = _Request(len(texts)), perf_counter()
+        own = [_Text(request, index, text, now) for index, text in enumerate(texts)]
+        self._waiting.update(dict.fromkeys(own))
+        self._metrics.queue_size.inc(len(own))
+        self._changed.set()
+        try:
+            await request.done.wait()
+        finally:
+            # Those that are left when it was cancelled, or when one of its batches failed.
+            self._leave(own)
+        if request.error is not None:
+            raise BatchFailed(str(request.error)) from request.error
+        rows = torch.stack([request.rows[index] for index in range(request.size)])
+        return Embedded(rows, request.batch_size)
+
+    def close(self) -> None:
+        """Take nothing more, and let `run` end when all that waits is done."""
+        self._is_closed = True
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Embed what waits, batch by batch, until the batcher is closed and nothing waits."""
+        try:
+            while await self._something_waits():
+                if new := [text for text in self._waiting if not text.token_ids]:
+                    await self._tokenize(new)
+                if self._waiting:
+                    await self._embed(self._next_batch())
+        finally:
+            # Nobody waits for ever, if it is cancelled.
+            self._is_closed = True
+            self._fail(list(self._waiting), BatcherStopped())
+
+    async def _something_waits(self) -> bool:
+        while not self._waiting:
+            if self._is_closed:
+                return False
+            await self._change()
+        oldest = next(iter(self._waiting))
+        if (rest := oldest.arrived + self._wait_timeout - perf_counter()) > 0:
+            with move_on_after(rest):
+                while len(self._waiting) < self._max_batch_size and not self._is_closed:
+                    await self._change()
+        return True
+
+    async def _change(self) -> None:
+        self._changed = Event()
+        await self._changed.wait()
+
+    async def _tokenize(self, texts: list[_Text]) -> None:
+        # Before it is known which texts go together: that depends on their lengths in word pieces.
+        try:
+            all_ids = await self._in_thread(self.encoder.tokenize, [text.text for text in texts])
+        except Exception as error:
+            self._fail(texts, error)
+        else:
+            for text, token_ids in zip(texts, all_ids, strict=True):
+                text.token_ids = token_ids
+
+    def _next_batch(self) -> list[_Text]:
+        """The text that has waited longest, with those whose length is nearest to its own.
+
+        In a batch, each text costs as much as the longest. So the texts are sorted by length and
+        cut where a batch is full. The batch with the oldest in it is next: nobody starves.
+        """
+        oldest = next(iter(self._waiting))
+        batch: list[_Text] = []
+        for text in sorted(self._waiting, key=lambda text: len(text.token_ids)):
+            size, tokens = len(batch) + 1, (len(batch) + 1) * len(text.token_ids)
+            if batch and (size > self._max_batch_size or tokens > self._max_batch_tokens):
+                if oldest in batch:
+                    break
+                batch = []
+            batch.append(text)
+        return batch
+
+    async def _embed(self, batch: list[_Text]) -> None:
+        self._leave(batch)
+        started = perf_counter()
+        for text in batch:
+            self._metrics.queue_seconds.observe(started - text.arrived)
+        self._metrics.batch_size.observe(len(batch))
+        try:
+            rows = await self._in_thread(self.encoder.encode, [text.token_ids for text in batch])
+        except BaseException as error:
+            self._fail(batch, error)
+            if not isinstance(error, Exception):
+                raise
+            return
+        seconds = perf_counter() - started
+        self._seconds_per_text = seconds / len(batch)
+        self._metrics.inference_seconds.observe(seconds)
+        for text, row in zip(batch, rows, strict=True):
+            request = text.request
+            request.rows[text.index] = row
+            request.batch_size = max(request.batch_size, len(batch))
+            if len(request.rows) == request.size:
+                request.done.set()
+
+    def _fail(self, batch: list[_Text], error: BaseException) -> None:
+        self._leave(batch)
+        for text in batch:
+            text.request.error = error
+            text.request.done.set()
+
+    def _leave(self, texts: list[_Text]) -> None:
+        for text in texts:
+            if text in self._waiting:
+                del self._waiting[text]
+                self._metrics.queue_size.dec()
+
+    async def _in_thread(self, function: Callable[[T], R], argument: T) -> R:
+        return await to_thread.run_sync(function, argument, limiter=self._one_at_a_time)
+
+
+def max_batch_tokens(settings: Settings, device: torch.device) -> int:
+    if settings.max_batch_tokens is not None:
+        return settings.max_batch_tokens
+    return MAX_BATCH_TOKENS_ON_CPU if device.type == "cpu" else MAX_BATCH_TOKENS
+
+
+async def get_batcher(
+    settings: SettingsDep, encoder: EncoderDep, files: ModelFilesDep, metrics: MetricsDep
+) -> AsyncIterator[Batcher]:
+    """Run a batcher as long as its model lives; at its end it finishes what waits.
+
+    First the largest batch that it may make is made: a model that doesn't work, or has no room to
+    work in, doesn't get as far as a request. And the first pass is slow.
+    """
+    limit = max_batch_tokens(settings, encoder.device)
+    largest = min(settings.max_batch_size, max(1, limit // encoder.max_tokens))
+    word = encoder.tokenize(["warm"])[0][-1]
+    full = [[word] * encoder.max_tokens] * largest
+    await to_thread.run_sync(encoder.encode, full)
+
+    batcher = Batcher(
+        encoder,
+        files,
+        metrics,
+        max_batch_size=settings.max_batch_size,
+        max_batch_tokens=limit,
+        batch_wait_timeout_s=settings.batch_wait_timeout_s,
+        max_queue_size=settings.max_queue_size,
+    )
+    async with create_task_group() as tasks:
+        tasks.start_soon(batcher.run)
+        yield batcher
+        batcher.close()
+
+
+BatcherDep = Annotated[Batcher, Depends(get_batcher, scope="lifespan")]

