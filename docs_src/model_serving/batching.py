@@ -70,8 +70,12 @@ class _Text:
     index: int
     text: str
     arrived: float
-    token_ids: list[int] = field(default_factory=list)
-    """None yet, until it is tokenized."""
+    token_ids: list[int] | None = None
+
+    @property
+    def length(self) -> int:
+        """In word pieces, once it is tokenized."""
+        return len(self.token_ids or ())
 
 
 class Batcher:
@@ -142,10 +146,10 @@ class Batcher:
         """Embed what waits, batch by batch, until the batcher is closed and nothing waits."""
         try:
             while await self._something_waits():
-                if new := [text for text in self._waiting if not text.token_ids]:
+                if new := [text for text in self._waiting if text.token_ids is None]:
                     await self._tokenize(new)
-                if self._waiting:
-                    await self._embed(self._next_batch())
+                if batch := self._next_batch():
+                    await self._embed(batch)
         finally:
             # Nobody waits for ever, if it is cancelled.
             self._is_closed = True
@@ -183,12 +187,13 @@ class Batcher:
         In a batch, each text costs as much as the longest. So the texts are sorted by length and
         cut where a batch is full. The batch with the oldest in it is next: nobody starves.
         """
-        oldest = next(iter(self._waiting))
+        # Others may have come while these were tokenized.
+        ready = [text for text in self._waiting if text.token_ids is not None]
         batch: list[_Text] = []
-        for text in sorted(self._waiting, key=lambda text: len(text.token_ids)):
-            size, tokens = len(batch) + 1, (len(batch) + 1) * len(text.token_ids)
+        for text in sorted(ready, key=lambda text: text.length):
+            size, tokens = len(batch) + 1, (len(batch) + 1) * text.length
             if batch and (size > self._max_batch_size or tokens > self._max_batch_tokens):
-                if oldest in batch:
+                if ready[0] in batch:
                     break
                 batch = []
             batch.append(text)
@@ -201,7 +206,8 @@ class Batcher:
             self._metrics.queue_seconds.observe(started - text.arrived)
         self._metrics.batch_size.observe(len(batch))
         try:
-            rows = await self._in_thread(self.encoder.encode, [text.token_ids for text in batch])
+            token_ids = [text.token_ids or [] for text in batch]
+            rows = await self._in_thread(self.encoder.encode, token_ids)
         except BaseException as error:
             self._fail(batch, error)
             if not isinstance(error, Exception):

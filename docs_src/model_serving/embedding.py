@@ -56,7 +56,11 @@ def get_model(
     model_files: ModelFilesDep, device: DeviceDep, settings: SettingsDep
 ) -> Iterator[torch.nn.Module]:
     """Hold the model in memory, from its load to its end."""
-    model = _load_model(model_files, getattr(torch, settings.dtype)).to(device).eval()
+    model = _load_model(model_files, getattr(torch, settings.dtype)).eval()
+    # On the CPU, weights are the file itself, mapped into memory: whoever writes to it in place
+    # changes what is served, or crashes the process. So they are copied.
+    for weights in (*model.parameters(), *model.buffers()):
+        weights.data = weights.data.to(device, copy=True)
     # The first load of a process imports more of torch, which leaves behind a cycle that holds
     # the frames above it: this one too, and so the model.
     gc.collect()
@@ -125,7 +129,7 @@ class Encoder:
 
     def encode(self, token_ids: Sequence[list[int]]) -> torch.Tensor:
         """Embed tokenized texts in one forward pass: one row for each, on the CPU."""
-        rows = [torch.tensor(ids) for ids in token_ids]
+        rows = [torch.tensor(ids, dtype=torch.long) for ids in token_ids]
         lengths = torch.tensor([len(ids) for ids in token_ids])
         padding = self._tokenizer.pad_token_id or 0
         padded = pad_sequence(rows, batch_first=True, padding_value=padding)
@@ -134,7 +138,8 @@ class Encoder:
             input_ids, mask = self._to_device(padded), self._to_device(real.long())
             hidden = self._model(input_ids=input_ids, attention_mask=mask).last_hidden_state
             total = (hidden.float() * mask.unsqueeze(-1)).sum(dim=1)
-            return torch.nn.functional.normalize(total / mask.sum(dim=1, keepdim=True), dim=1).cpu()
+            mean = total / mask.sum(dim=1, keepdim=True)
+            return torch.nn.functional.normalize(mean, dim=1).cpu()
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.device.type == "cuda":
