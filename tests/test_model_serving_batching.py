@@ -73,10 +73,11 @@ class StandIn(Encoder):
 class Running:
     """A batcher that runs, and the requests that were sent to it."""
 
-    def __init__(self, encoder: StandIn, tasks: anyio.abc.TaskGroup, **limits: Any) -> None:
+    tasks: anyio.abc.TaskGroup
+
+    def __init__(self, encoder: StandIn, **limits: Any) -> None:
         self.encoder = encoder
         self.metrics = Metrics()
-        self.tasks = tasks
         self.answers: dict[str, Embedded | Exception] = {}
         options: dict[str, Any] = {
             "max_batch_size": 4,
@@ -116,13 +117,12 @@ class Running:
 
 
 @asynccontextmanager
-async def running(**limits: Any) -> AsyncIterator[Running]:
-    encoder = StandIn()
-    async with anyio.create_task_group() as tasks:
-        running = Running(encoder, tasks, **limits)
-        tasks.start_soon(running.batcher.run)
+async def running(encoder: StandIn | None = None, **limits: Any) -> AsyncIterator[Running]:
+    running = Running(encoder or StandIn(), **limits)
+    async with anyio.create_task_group() as running.tasks:
+        running.tasks.start_soon(running.batcher.run)
         yield running
-        encoder.gate.set()
+        running.encoder.gate.set()
         running.batcher.close()
 
 
@@ -235,15 +235,11 @@ async def test_one_thread_at_a_time_and_never_that_of_the_event_loop() -> None:
             finally:
                 in_use.release()
 
-    encoder = Alone()
-    async with anyio.create_task_group() as tasks:
-        it = Running(encoder, tasks, max_queue_size=1_000)
-        tasks.start_soon(it.batcher.run)
+    async with running(Alone(), max_queue_size=1_000) as it:
         for index in range(50):
             await it.embed(index % 7 + 1, index + 20)
         await it.answered(50)
-        it.batcher.close()
-    assert threading.get_ident() not in encoder.threads
+    assert threading.get_ident() not in it.encoder.threads
     assert all(it.rows(f"{i % 7 + 1} {i + 20}") == [i % 7 + 1, i + 20] for i in range(50))
 
 
@@ -366,8 +362,8 @@ async def test_a_batcher_that_is_closed_finishes_what_waits_and_takes_nothing_mo
 
 @pytest.mark.anyio
 async def test_a_batcher_that_is_cancelled_leaves_nobody_waiting() -> None:
-    async with anyio.create_task_group() as tasks:
-        it = Running(StandIn(), tasks)
+    it = Running(StandIn())
+    async with anyio.create_task_group() as it.tasks:
         it.encoder.gate.clear()
         async with anyio.create_task_group() as runner:
             runner.start_soon(it.batcher.run)
