@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 class SwapFailed(HTTPException):
     """The model could not be loaded. 409: the old one serves on. 503: none is loaded."""
 
-    def __init__(self, files: ModelFiles, error: Exception, *, old_serves_on: bool) -> None:
+    def __init__(self, files: ModelFiles, reason: str, *, old_serves_on: bool) -> None:
         self.old_serves_on = old_serves_on
         now = (
             "The old model serves on."
@@ -41,7 +41,6 @@ class SwapFailed(HTTPException):
             else "No model is loaded: the old one had to go first. Ask for another model, or for"
             " the old one."
         )
-        reason = str(error) or type(error).__name__
         super().__init__(
             409 if old_serves_on else 503,
             f"The model {files.name} {files.version} could not be loaded. {now}\n\n{reason}",
@@ -131,7 +130,8 @@ class Swapper:
             self._source.files = previous
             logger.exception("The model %s %s could not be loaded", files.name, files.version)
             old_serves_on = policy == "availability_preserving"
-            failure = SwapFailed(files, error, old_serves_on=old_serves_on)
+            reason = str(error) or type(error).__name__
+            failure = SwapFailed(files, reason, old_serves_on=old_serves_on)
         else:
             self._serving = files
             self._metrics.swaps.labels("ok").inc()
