@@ -11,9 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
@@ -22,15 +21,18 @@ from typing import Any
 
 import pytest
 
+# isort: split
+# First, for it skips this file where what follows can't be imported.
 from tests.serving import ROOT, ServerProcess
 
-from docs_src.model_serving.main import app  # isort: skip - what it needs may not be there
-from docs_src.model_serving.settings import Settings  # isort: skip
+# isort: split
+from docs_src.model_serving.main import app
+from docs_src.model_serving.settings import Settings
 
 pytestmark = pytest.mark.server
 
 PATIENCE = 120.0  # seconds for each thing that is waited for
-CLIENTS = 4
+BODY = {"texts": ["a text"]}
 LOADED = "Loaded the model all-MiniLM-L6-v2"
 RELEASED = "Released the model all-MiniLM-L6-v2"
 
@@ -48,10 +50,14 @@ class Server:
         delayed = ", shutdown delay" if self.shutdown_delay else ""
         return f"{self.command.split()[0]} {self.workers}{delayed}"
 
+    @property
+    def picks_port(self) -> bool:
+        return "--port 0" in self.command
 
+
+DEPLOY = ROOT / "docs_src/deploy"
 MODULE = "docs_src.model_serving.main:app"
-LOGGING = "docs_src/deploy/logging.json"
-UVICORN = f"uvicorn --log-config {LOGGING} --fd {{fd}}"
+UVICORN = "uvicorn --log-config docs_src/deploy/logging.json --fd {fd}"
 GUNICORN = "gunicorn --config docs_src/deploy/gunicorn_conf.py --bind fd://{fd}"
 
 SERVERS = [
@@ -67,9 +73,8 @@ class Process(ServerProcess):
     """A server in a process of its own, or in several."""
 
     def __init__(self, command: str, directory: Path, **environment: str) -> None:
-        module = command.split()[0]
-        pytest.importorskip(module)
-        if module == "gunicorn":
+        if "gunicorn" in command:
+            pytest.importorskip("gunicorn")
             pytest.importorskip("uvicorn_worker")
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
@@ -105,6 +110,7 @@ def send(connection: HTTPConnection, path: str, body: Any = None) -> tuple[int, 
 class Load:
     """What a client has seen that sends requests all the time, until nobody listens any more."""
 
+    keep_alive: bool
     answers: list[tuple[int, int]] = field(default_factory=list)
     """The process that answered, and the status."""
     unanswered: int = 0
@@ -114,16 +120,18 @@ class Load:
         connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
         while True:
             try:
-                process_id, status, _ = send(connection, "/embeddings", {"texts": ["a text"]})
+                process_id, status, _ = send(connection, "/embeddings", BODY)
             except ConnectionRefusedError:
                 return
             # The server has closed the connection, or has never taken it. An answer that breaks
-            # off in the middle is another error: it ends the test.
+            # off in its middle counts as begun, and not as answered.
             except (ConnectionResetError, BrokenPipeError):
-                connection.close()  # The next request connects anew.
                 self.unanswered += 1
+                connection.close()  # The next request connects anew.
             else:
                 self.answers.append((process_id, status))
+                if not self.keep_alive:
+                    connection.close()
 
 
 @dataclass
@@ -131,14 +139,40 @@ class Life:
     """What was seen from the start of a server to its end."""
 
     server: Server
-    load: list[Load] = field(default_factory=lambda: [Load() for _ in range(CLIENTS)])
-    draining: dict[int, tuple[int, str]] = field(default_factory=dict)
-    """What /readyz of each process said after the signal."""
+    load: list[Load] = field(
+        default_factory=lambda: [Load(keep_alive=number % 2 == 0) for number in range(4)]
+    )
+    workers: set[int] = field(default_factory=set)
+    """The processes that answered before the signal."""
+    draining: dict[int, str] = field(default_factory=dict)
+    """What /readyz of each process said with its 503 after the signal."""
     served_while_draining: dict[int, int] = field(default_factory=dict)
-    checks: int = 0
-    """Requests for embeddings that are not of the load."""
+    answers: list[int] = field(default_factory=list)
+    """The statuses of embeddings that this file asked for, besides the load."""
     exit_code: int = 0
     output: str = ""
+
+    def see_all_workers(self, port: int) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while len(self.workers) < self.server.workers:
+            assert time.monotonic() < deadline, self.workers
+            with connected(port) as connection:
+                process_id, status, _ = send(connection, "/embeddings", BODY)
+            self.workers.add(process_id)
+            self.answers.append(status)
+
+    def see_all_drain(self, port: int) -> None:
+        """Wait until no worker is ready, and let each serve a new connection then."""
+        deadline = time.monotonic() + PATIENCE
+        while self.served_while_draining.keys() != self.workers:
+            assert time.monotonic() < deadline, self.draining
+            with connected(port) as connection:
+                process_id, status, answer = send(connection, "/readyz")
+                if status == 503:
+                    self.draining[process_id] = answer["status"]
+                    _, status, _ = send(connection, "/embeddings", BODY)
+                    self.served_while_draining[process_id] = status
+                    self.answers.append(status)
 
 
 @contextmanager
@@ -157,88 +191,111 @@ def life(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     server = life.server
     environment = {"MODEL_SERVING_SHUTDOWN_DELAY": "600" if server.shutdown_delay else ""}
     directory = tmp_path_factory.mktemp("server")
-    with Process(server.command, directory, **environment) as process, ThreadPoolExecutor() as pool:
-        # One after the other: they are counted below.
+    with (
+        ThreadPoolExecutor() as threads,
+        Process(server.command, directory, **environment) as process,
+    ):
         process.read_until(rf"(?s)({LOADED}.*){{{server.workers}}}")
-        if "--port 0" in server.command:
-            process.port = int(process.read_until(r"http://127\.0\.0\.1:(\d+)/"))
-        clients = [pool.submit(load.send_requests, process.port) for load in life.load]
-        workers = wait_for_answers(life, process.port)
+        port = process.port
+        if server.picks_port:
+            port = int(process.read_until(r"curl -s http://127\.0\.0\.1:(\d+)/"))
+        clients = [threads.submit(load.send_requests, port) for load in life.load]
+        life.see_all_workers(port)
 
         process.process.send_signal(signal.SIGTERM)
         if server.shutdown_delay:
-            drain(life, process.port, workers)
-            # The main process passes on one signal only. A second one is for the workers.
-            for process_id in workers:
+            life.see_all_drain(port)
+            # A main process takes one signal only. The second one is for the workers themselves.
+            for process_id in life.workers:
                 os.kill(process_id, signal.SIGTERM)
         life.exit_code = process.wait()
-        finish(clients)
-    life.output = process.output
+        for client in clients:
+            client.result(PATIENCE)
+        life.output = process.output
+    answered = sum(len(load.answers) for load in life.load)
+    print(f"{server}: {answered} answered, {sum(load.unanswered for load in life.load)} not begun")
     return life
 
 
-def wait_for_answers(life: Life, port: int) -> set[int]:
-    """Wait until every worker answers, and return their process ids."""
-    workers: set[int] = set()
-    deadline = time.monotonic() + PATIENCE
-    while len(workers) < life.server.workers:
-        assert time.monotonic() < deadline
-        with connected(port) as connection:
-            workers.add(send(connection, "/livez")[0])
-    return workers
-
-
-def drain(life: Life, port: int, workers: set[int]) -> None:
-    """Wait until no worker is ready, and see that each one serves new connections."""
-    deadline = time.monotonic() + PATIENCE
-    while life.draining.keys() | life.served_while_draining.keys() != workers or {
-        status for status, _ in life.draining.values()
-    } != {503}:
-        assert time.monotonic() < deadline, life
-        with connected(port) as connection:
-            process_id, status, answer = send(connection, "/readyz")
-            life.draining[process_id] = status, answer["status"]
-            if status == 503:
-                _, status, _ = send(connection, "/embeddings", {"texts": ["a text"]})
-                life.served_while_draining[process_id] = status
-                life.checks += 1
-
-
-def finish(clients: list[Future[None]]) -> None:
-    for client in clients:
-        client.result(PATIENCE)
-
-
 def test_each_worker_loads_and_releases_the_model_once(life: Life) -> None:
+    assert len(life.workers) == life.server.workers
     for event in (LOADED, RELEASED):
-        assert life.output.count(event) == life.server.workers
-    if life.server.workers > 1:
-        workers = {process_id for load in life.load for process_id, _ in load.answers}
-        for event in (LOADED, RELEASED):
-            lines = [line for line in life.output.splitlines() if event in line]
-            assert {int(re.findall(r"\[(\d+)\]", line)[0]) for line in lines} == workers
+        lines = [line for line in life.output.splitlines() if event in line]
+        assert len(lines) == life.server.workers
+        if not life.server.picks_port:  # It logs no process id.
+            found = {int(re.findall(r"\[(\d+)\]", line)[0]) for line in lines}
+            assert found == life.workers
 
 
 def test_no_request_is_lost_when_the_server_is_told_to_stop(life: Life) -> None:
-    """Whatever the application has begun was answered, and the client has read the answer.
+    """Each that the application began was answered, and the client has read the answer.
 
-    What no server has taken is sent again by the client: it isn't begun twice.
+    What the application never began is sent again by a client, as long as somebody listens.
     """
-    answers = Counter(status for load in life.load for _, status in load.answers)
-    assert answers.keys() == {200}
-    begun = life.output.count("begun /embeddings\n")
-    assert begun == answers[200] + life.checks
     assert all(load.answers for load in life.load)
+    statuses = life.answers + [status for load in life.load for _, status in load.answers]
+    assert set(statuses) == {200}
+    assert life.output.count("begun /embeddings\n") == len(statuses)
 
 
-def test_the_server_ends_as_after_a_signal(life: Life) -> None:
+def test_the_exit_code_is_that_of_a_stop(life: Life) -> None:
     assert life.exit_code == life.server.exit_code
     assert "Traceback" not in life.output
 
 
-def test_during_the_shutdown_delay_it_serves_but_is_not_ready(life: Life) -> None:
-    if not life.server.shutdown_delay:
-        pytest.skip("no delay")
-    assert len(life.draining) == life.server.workers
-    assert set(life.draining.values()) == {(503, "draining")}
-    assert set(life.served_while_draining.values()) == {200}
+def test_during_the_shutdown_delay_it_serves_though_it_is_not_ready(life: Life) -> None:
+    assert set(life.draining.values()) <= {"draining"}
+    assert set(life.served_while_draining.values()) <= {200}
+    assert life.draining.keys() == (life.workers if life.server.shutdown_delay else set())
+
+
+# What the page shows
+
+
+def container() -> dict[str, Any]:
+    yaml = pytest.importorskip("yaml")
+    deployment = yaml.safe_load((DEPLOY / "kubernetes.yaml").read_text())
+    pod = deployment["spec"]["template"]["spec"]
+    return {**pod["containers"][0], "grace": pod["terminationGracePeriodSeconds"]}
+
+
+def kubernetes_command() -> str:
+    of_container = container()
+    (_python, _m, *command) = [*of_container["command"], *of_container["args"]]
+    return shlex.join(command)
+
+
+@pytest.mark.parametrize(
+    ("command", "exit_code"),
+    [
+        pytest.param(None, 3, id="uvicorn of the container"),
+        pytest.param(f"{UVICORN} --workers 2 {MODULE}", 0, id="uvicorn 2"),
+        pytest.param(f"{GUNICORN} {MODULE}", 3, id="gunicorn 2"),
+    ],
+)
+def test_a_failed_startup_says_why_and_exits(
+    command: str | None, exit_code: int, tmp_path: Path
+) -> None:
+    """With the code that the page names: uvicorn's main process says that all is well."""
+    directory = str(tmp_path / "typo")
+    with Process(
+        command or kubernetes_command(), tmp_path, MODEL_SERVING_MODEL_DIR=directory
+    ) as process:
+        assert process.wait() == exit_code
+    assert "but there is no such directory." in process.output
+    assert LOADED not in process.output
+
+
+def test_the_container_asks_for_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_container = container()
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert of_container[probe]["httpGet"]["path"] in app.openapi()["paths"]
+        assert of_container[probe]["httpGet"]["port"] == of_container["ports"][0]["name"]
+    assert f"--port={of_container['ports'][0]['containerPort']}" in of_container["args"]
+
+    for variable in of_container["env"]:
+        name = variable["name"].removeprefix("MODEL_SERVING_")
+        assert name == variable["name"] or name.lower() in Settings.model_fields
+        monkeypatch.setenv(variable["name"], variable["value"])
+    (graceful,) = re.findall(r"--timeout-graceful-shutdown=(\d+)", " ".join(of_container["args"]))
+    assert of_container["grace"] > Settings().shutdown_delay + int(graceful)
