@@ -56,6 +56,8 @@ def get_model(
     model_files: ModelFilesDep, device: DeviceDep, settings: SettingsDep
 ) -> Iterator[torch.nn.Module]:
     """Hold the model in memory, from its load to its end."""
+    # An error and its traceback hold each other, and the model that an earlier load failed with.
+    gc.collect()
     model = _load_model(model_files, getattr(torch, settings.dtype)).eval()
     # On the CPU, weights are the file itself, mapped into memory: whoever writes to it in place
     # changes what is served, or crashes the process. So they are copied.

@@ -1,6 +1,5 @@
 """Another model takes over while requests are served."""
 
-import gc
 import logging
 import random
 import secrets
@@ -34,7 +33,6 @@ class SwapFailed(HTTPException):
     """The model could not be loaded. 409: the old one serves on. 503: none is loaded."""
 
     def __init__(self, files: ModelFiles, reason: str, *, old_serves_on: bool) -> None:
-        self.old_serves_on = old_serves_on
         now = (
             "The old model serves on."
             if old_serves_on
@@ -128,22 +126,17 @@ class Swapper:
             raise Stopping from error
         except Exception as error:
             self._source.files = previous
+            self._metrics.swaps.labels("failed").inc()
             logger.exception("The model %s %s could not be loaded", files.name, files.version)
             old_serves_on = policy == "availability_preserving"
+            if not old_serves_on:
+                self._serving = None
             reason = str(error) or type(error).__name__
-            failure = SwapFailed(files, reason, old_serves_on=old_serves_on)
-        else:
-            self._serving = files
-            self._metrics.swaps.labels("ok").inc()
-            # So there are never more than two models in memory.
-            await draining.wait()
-            return
-        if not failure.old_serves_on:
-            self._serving = None
-        self._metrics.swaps.labels("failed").inc()
-        # The error of a thread, its traceback and the model in it hold each other: they go now.
-        gc.collect()
-        raise failure
+            raise SwapFailed(files, reason, old_serves_on=old_serves_on) from error
+        self._serving = files
+        self._metrics.swaps.labels("ok").inc()
+        # So there are never more than two models in memory.
+        await draining.wait()
 
 
 async def get_swapper(
