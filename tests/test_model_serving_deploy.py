@@ -115,6 +115,7 @@ class Load:
     """The process that answered, and the status."""
     unanswered: int = 0
     """Requests on whose connection not one byte came back."""
+    is_flowing: threading.Event = field(default_factory=threading.Event)
 
     def send_requests(self, port: int) -> None:
         connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
@@ -130,6 +131,8 @@ class Load:
                 connection.close()  # The next request connects anew.
             else:
                 self.answers.append((process_id, status))
+                if len(self.answers) == 25:
+                    self.is_flowing.set()
                 if not self.keep_alive:
                     connection.close()
 
@@ -201,6 +204,7 @@ def life(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             port = int(process.read_until(r"curl -s http://127\.0\.0\.1:(\d+)/"))
         clients = [threads.submit(load.send_requests, port) for load in life.load]
         life.see_all_workers(port)
+        assert all(load.is_flowing.wait(PATIENCE) for load in life.load)
 
         process.process.send_signal(signal.SIGTERM)
         if server.shutdown_delay:
@@ -232,7 +236,6 @@ def test_no_request_is_lost_when_the_server_is_told_to_stop(life: Life) -> None:
 
     What the application never began is sent again by a client, as long as somebody listens.
     """
-    assert all(load.answers for load in life.load)
     statuses = life.answers + [status for load in life.load for _, status in load.answers]
     assert set(statuses) == {200}
     assert life.output.count("begun /embeddings\n") == len(statuses)
@@ -261,8 +264,9 @@ def container() -> dict[str, Any]:
 
 def kubernetes_command() -> str:
     of_container = container()
-    (_python, _m, *command) = [*of_container["command"], *of_container["args"]]
-    return shlex.join(command)
+    python, _m, *command = of_container["command"]
+    assert python == "python"
+    return shlex.join([*command, *of_container["args"]])
 
 
 @pytest.mark.parametrize(

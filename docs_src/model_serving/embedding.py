@@ -3,6 +3,7 @@
 import gc
 import logging
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Annotated
 
 import torch
@@ -56,16 +57,12 @@ def get_model(
     model_files: ModelFilesDep, device: DeviceDep, settings: SettingsDep
 ) -> Iterator[torch.nn.Module]:
     """Hold the model in memory, from its load to its end."""
-    # An error and its traceback hold each other, and the model that an earlier load failed with.
-    gc.collect()
     model = _load_model(model_files, getattr(torch, settings.dtype)).eval()
     # On the CPU, weights are the file itself, mapped into memory: whoever writes to it in place
     # changes what is served, or crashes the process. So they are copied.
     for weights in (*model.parameters(), *model.buffers()):
         weights.data = weights.data.to(device, copy=True)
-    # The first load of a process imports more of torch, which leaves behind a cycle that holds
-    # the frames above it: this one too, and so the model.
-    gc.collect()
+    _forget_imports()
     logger.info("Loaded the model %s %s on %s", model_files.name, model_files.version, device)
     yield model
     # The weights go now, whoever still holds the module: `empty_cache` gives back to the device
@@ -74,6 +71,15 @@ def get_model(
     if device.type == "cuda":
         torch.cuda.empty_cache()
     logger.info("Released the model %s %s", model_files.name, model_files.version)
+
+
+@cache
+def _forget_imports() -> None:
+    """Let go of what the first load of a process leaves behind.
+
+    It imports more of torch. That leaves a cycle which holds the frames above it, and so the model.
+    """
+    gc.collect()
 
 
 def _load_model(model_files: ModelFiles, dtype: torch.dtype) -> torch.nn.Module:

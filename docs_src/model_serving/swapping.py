@@ -1,5 +1,6 @@
 """Another model takes over while requests are served."""
 
+import gc
 import logging
 import random
 import secrets
@@ -72,6 +73,7 @@ class Swapper:
         self._source = source
         self._metrics = metrics
         self._serving: ModelFiles | None = source.files
+        self._has_failed = False
         self._one_at_a_time = anyio.Lock()
 
     async def swap(self, choice: ModelChoice) -> ModelFiles:
@@ -114,6 +116,9 @@ class Swapper:
 
     async def _load(self, files: ModelFiles) -> None:
         policy = self._settings.swap_policy
+        if self._has_failed:
+            # An error and its traceback hold each other, and with them what had been loaded.
+            gc.collect()
         previous, self._source.files = self._source.files, files
         try:
             # What was begun is brought to its end, even if the client goes away.
@@ -125,6 +130,7 @@ class Swapper:
             self._source.files = previous
             raise Stopping from error
         except Exception as error:
+            self._has_failed = True
             self._source.files = previous
             self._metrics.swaps.labels("failed").inc()
             logger.exception("The model %s %s could not be loaded", files.name, files.version)
@@ -133,6 +139,7 @@ class Swapper:
                 self._serving = None
             reason = str(error) or type(error).__name__
             raise SwapFailed(files, reason, old_serves_on=old_serves_on) from error
+        self._has_failed = False
         self._serving = files
         self._metrics.swaps.labels("ok").inc()
         # So there are never more than two models in memory.
