@@ -315,16 +315,6 @@ def test_bodies_of_another_form(fake_client: TestClient, body: Any) -> None:
     assert fake_client.post("/embeddings", json=body).status_code == 422
 
 
-def test_health(fake_client: TestClient) -> None:
-    assert fake_client.get("/livez").json() == {"status": "alive"}
-    assert fake_client.get("/readyz").json() == {
-        "status": "ready",
-        "model": "all-MiniLM-L6-v2",
-        "version": BUNDLED_SHA256[:12],
-        "device": "cpu",
-    }
-
-
 def test_event_loop_is_free_while_the_model_works(monkeypatch: pytest.MonkeyPatch) -> None:
     working, go_on = threading.Event(), threading.Event()
 
