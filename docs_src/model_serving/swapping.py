@@ -76,6 +76,7 @@ class Swapper:
         self._has_failed = False
         self._one_at_a_time = anyio.Lock()
 
+    # --8<-- [start:swap]
     async def swap(self, choice: ModelChoice) -> ModelFiles:
         """Check a model, load it, and let it serve; return when the old one has been freed.
 
@@ -90,6 +91,8 @@ class Swapper:
             files = await self._check(choice)
             await self._load(files)
             return files
+
+    # --8<-- [end:swap]
 
     async def reload(self) -> None:
         """Look again where the model came from, and load what is there if it's another one."""
@@ -114,6 +117,7 @@ class Swapper:
             self._metrics.swaps.labels("refused").inc()
             raise
 
+    # --8<-- [start:load]
     async def _load(self, files: ModelFiles) -> None:
         policy = self._settings.swap_policy
         if self._has_failed:
@@ -145,7 +149,10 @@ class Swapper:
         # So there are never more than two models in memory.
         await draining.wait()
 
+    # --8<-- [end:load]
 
+
+# --8<-- [start:provider]
 async def get_swapper(
     app: LifespanFastAPI,
     settings: SettingsDep,
@@ -163,7 +170,9 @@ async def get_swapper(
 
 
 SwapperDep = Annotated[Swapper, Depends(get_swapper, scope="lifespan")]
+# --8<-- [end:provider]
 
+# --8<-- [start:route]
 bearer = HTTPBearer(auto_error=False, description="MODEL_SERVING_ADMIN_TOKEN")
 
 
@@ -193,3 +202,6 @@ async def swap_model(body: SwapRequest, swapper: SwapperDep) -> SwapResponse:
     except ModelLoadError as error:
         raise HTTPException(409, str(error)) from error
     return SwapResponse(model=files.name, version=files.version)
+
+
+# --8<-- [end:route]
