@@ -170,6 +170,18 @@ def test_more_texts_than_fit_in_one_batch(client: TestClient) -> None:
         assert batched[index] == pytest.approx(alone, abs=1e-5)
 
 
+def test_bfloat16_gives_nearly_the_same_scores(
+    monkeypatch: pytest.MonkeyPatch, client: TestClient
+) -> None:
+    texts = ["I forgot my login credentials.", "A man is having a meal.", "rain " * 40]
+    expected = cosines(client, "How do I reset my password?", *texts)
+    monkeypatch.setenv("MODEL_SERVING_DTYPE", "bfloat16")
+    with TestClient(app) as other:
+        scores = cosines(other, "How do I reset my password?", *texts)
+    assert scores == pytest.approx(expected, abs=1e-2)
+    assert scores != expected
+
+
 def test_device_is_cuda_when_there_is_one(client: TestClient) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     answer = client.get("/readyz")

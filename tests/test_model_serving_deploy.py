@@ -83,8 +83,14 @@ class Process(ServerProcess):
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *shlex.split(command.format(fd=fd))],
                 cwd=ROOT,
-                # gunicorn puts a socket into the home directory
-                env={**os.environ, "HOME": str(directory), **environment},
+                # gunicorn puts a socket into the home directory. More threads than free cores are
+                # slow beyond measure: each waits, busily, for those that don't run.
+                env={
+                    **os.environ,
+                    "HOME": str(directory),
+                    "OMP_NUM_THREADS": "1",
+                    **environment,
+                },
                 pass_fds=[fd],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
