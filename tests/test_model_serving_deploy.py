@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
@@ -92,6 +92,7 @@ class Process(ServerProcess):
                     **environment,
                 },
                 pass_fds=[fd],
+                start_new_session=True,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -100,6 +101,12 @@ class Process(ServerProcess):
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
+
+    def __exit__(self, *exception: object) -> None:
+        # Workers outlive a main process that is killed.
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        super().__exit__(*exception)
 
 
 def send(connection: HTTPConnection, path: str, body: Any = None) -> tuple[int, int, Any]:
@@ -201,7 +208,7 @@ def life(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     environment = {"MODEL_SERVING_SHUTDOWN_DELAY": "600" if server.shutdown_delay else ""}
     directory = tmp_path_factory.mktemp("server")
     with (
-        ThreadPoolExecutor() as threads,
+        ThreadPoolExecutor(len(life.load)) as threads,
         Process(server.command, directory, **environment) as process,
     ):
         process.read_until(rf"(?s)({LOADED}.*){{{server.workers}}}")
