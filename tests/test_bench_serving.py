@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +31,7 @@ def test_everything_is_measured_with_a_few_requests(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     figures = tmp_path / "figures.json"
-    few = "--requests 6 --rounds 1 --clients 1 3 --swaps 2 --swap-requests 30".split()
+    few = shlex.split("--requests 6 --rounds 1 --clients 1 3 --swaps 2 --swap-requests 30")
     bench.main([*few, "--device", "cpu", "--max-batch-tokens", "600", "--json", str(figures)])
 
     result = json.loads(figures.read_text())
