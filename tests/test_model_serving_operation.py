@@ -79,6 +79,7 @@ def test_metrics_count_what_was_done() -> None:
         assert client.post("/embeddings", json={"texts": list("abc")}).status_code == 200
         assert client.post("/embeddings", json={"texts": []}).status_code == 422
         assert client.get("/nowhere/at/all").status_code == 404
+        assert client.request("MADE-UP", "/nowhere").status_code == 404
         seen = samples(client)
 
     assert seen["model_serving_queue_size"] == 0
@@ -94,6 +95,7 @@ def test_metrics_count_what_was_done() -> None:
         'model_serving_requests_total{method="POST",path="/embeddings",status="200"}': 1,
         'model_serving_requests_total{method="POST",path="/embeddings",status="422"}': 1,
         'model_serving_requests_total{method="GET",path="(none)",status="404"}': 1,
+        'model_serving_requests_total{method="(other)",path="(none)",status="404"}': 1,
     }
     assert {name: count for name, count in seen.items() if "swaps_total" in name} == {
         'model_serving_swaps_total{result="ok"}': 0,

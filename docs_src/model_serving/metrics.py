@@ -24,6 +24,7 @@ from fastapi_lifespan_deps import (
 
 from .files import get_model_files
 
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
@@ -108,9 +109,10 @@ class CountRequests:
         finally:
             # What matched is named, never what was asked for: anybody could ask for anything.
             path = getattr(scope.get("route"), "path", "(none)")
+            method = scope["method"] if scope["method"] in METHODS else "(other)"
             try:
                 container = await get_container(HTTPConnection(scope))
-                container[get_metrics].requests.labels(scope["method"], path, status).inc()
+                container[get_metrics].requests.labels(method, path, status).inc()
             except UninitializedLifespanDependency:
                 pass  # There is nobody to ask for the count of an application that doesn't run.
 

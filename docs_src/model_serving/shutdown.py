@@ -35,10 +35,12 @@ async def get_shutdown(settings: SettingsDep) -> AsyncIterator[Shutdown]:
         if shutdown.is_coming or not settings.shutdown_delay:  # A second one means: now.
             server(number, frame)
         else:
-            loop.call_later(settings.shutdown_delay, server, number, None)
+            # A handler may run in the middle of anything that the event loop does.
+            loop.call_soon_threadsafe(
+                loop.call_later, settings.shutdown_delay, server, number, None
+            )
         shutdown.is_coming = True
 
-    # The event loop calls it between two callbacks, in this thread.
     signal.signal(signal.SIGTERM, on_sigterm)
     yield shutdown
     signal.signal(signal.SIGTERM, server)
