@@ -24,7 +24,7 @@ async def get_shutdown(settings: SettingsDep) -> AsyncIterator[Shutdown]:
     Meanwhile `/readyz` answers 503, so that nothing new is sent here, and all else is served.
     """
     shutdown = Shutdown()
-    loop = asyncio.get_running_loop()
+    loop, delay = asyncio.get_running_loop(), settings.shutdown_delay
     server = signal.getsignal(signal.SIGTERM)
     # In a test client, or an actor, there is no server whose signal this would be.
     if not callable(server) or threading.current_thread() is not threading.main_thread():
@@ -32,7 +32,7 @@ async def get_shutdown(settings: SettingsDep) -> AsyncIterator[Shutdown]:
         return
 
     def on_sigterm(number: int, frame: FrameType | None) -> None:
-        if shutdown.is_coming or not settings.shutdown_delay:  # A second one means: now.
+        if shutdown.is_coming or not delay:  # A second one means: now.
             server(number, frame)
         else:
             # A handler may run in the middle of anything that the event loop does.
