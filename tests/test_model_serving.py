@@ -300,6 +300,16 @@ def test_over_the_limits(
     assert len(answer.content) < 1_000
 
 
+def test_half_of_a_surrogate_pair(fake_client: TestClient) -> None:
+    """JSON may hold one; no tokenizer takes it, nor can it be sent back."""
+    body = b'{"texts": ["fine", "half \\ud800"]}'
+    answer = fake_client.post("/embeddings", content=body, headers=JSON)
+    assert answer.status_code == 422
+    [problem] = answer.json()["detail"]
+    assert problem["loc"] == ["body", "texts", 1]
+    assert problem["msg"] == "Send valid Unicode: this text has half of a surrogate pair."
+
+
 def test_every_problem_of_a_body_is_told_at_once(fake_client: TestClient) -> None:
     body = {"query": TOO_LONG, "candidates": [TOO_LONG, "fine", TOO_LONG]}
     problems = fake_client.post("/similarity", json=body).json()["detail"]
@@ -504,7 +514,7 @@ def test_files_that_cannot_be_read(
     (model_copy / name).write_bytes(b"{")
     monkeypatch.setenv("MODEL_SERVING_MODEL_DIR", str(model_copy))
     message = failed_startup()
-    assert f"in '{model_copy}', but transformers cannot load it." in message
+    assert f"in '{model_copy}', but it cannot be loaded." in message
     assert "said       " in message
 
 

@@ -328,20 +328,22 @@ async def test_what_is_left_of_a_failed_request_leaves_the_queue() -> None:
         it.encoder.gate.set()
         await it.answered(2)
         assert it.queue_size == 0
-    assert it.encoder.batches[:2] == [[1], [12, 13]]
+    assert it.encoder.batches == [[1], [12, 13]]
     assert isinstance(it.answers["12 13 14 15 16"], BatchFailed)
 
 
 @pytest.mark.anyio
 async def test_a_text_that_cannot_be_tokenized() -> None:
+    """Those that came at the same time don't suffer."""
     async with busy() as it:
-        await it.embed("untokenizable")
-        it.encoder.gate.set()
-        await it.answered(2)
         await it.embed(2)
-        await it.answered(3)
-    assert isinstance(it.answers["untokenizable"], BatchFailed)
+        await it.embed("untokenizable", 3)
+        await it.embed(4, 5)
+        it.encoder.gate.set()
+        await it.answered(4)
+    assert isinstance(it.answers["untokenizable 3"], BatchFailed)
     assert it.rows("2") == [2.0]
+    assert it.rows("4 5") == [4.0, 5.0]
 
 
 # The end
@@ -374,7 +376,7 @@ async def test_a_batcher_that_is_cancelled_leaves_nobody_waiting() -> None:
             it.encoder.gate.set()
         await it.answered(2)
     assert it.rows("1") == [1.0]  # Its batch had begun, and a thread isn't cut off.
-    assert isinstance(it.answers["2"], BatchFailed)
+    assert isinstance(it.answers["2"], BatcherStopped)
 
 
 # In the application

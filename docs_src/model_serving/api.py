@@ -64,5 +64,8 @@ async def embed_for(request: Request, batcher: Batcher, texts: Sequence[str]) ->
             outcome = error
         tasks.cancel_scope.cancel()
     if isinstance(outcome, Exception):
-        raise outcome
+        try:
+            raise outcome
+        finally:
+            del outcome  # It would hold its traceback, which holds this.
     return outcome

@@ -1,6 +1,7 @@
 """The batcher: what requests send at the same time goes through the model together."""
 
 import math
+import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -131,8 +132,10 @@ class Batcher:
         try:
             await request.done.wait()
         finally:
-            # Those that are left when it was cancelled, or when one of its batches failed.
+            # If it was cancelled.
             self._leave(own)
+        if isinstance(request.error, BatcherStopped):
+            raise BatcherStopped
         if request.error is not None:
             raise BatchFailed(str(request.error)) from request.error
         rows = torch.stack([request.rows[index] for index in range(request.size)])
@@ -182,7 +185,13 @@ class Batcher:
         try:
             all_ids = await self._in_thread(self.encoder.tokenize, [text.text for text in texts])
         except Exception as error:
-            self._fail(texts, error)
+            # One text is enough, and nobody knows which. Whose is it?
+            requests = dict.fromkeys(text.request for text in texts)
+            if len(requests) == 1:
+                self._fail(texts, error)
+                return
+            for request in requests:
+                await self._tokenize([text for text in texts if text.request is request])
         else:
             for text, token_ids in zip(texts, all_ids, strict=True):
                 text.token_ids = token_ids
@@ -218,6 +227,8 @@ class Batcher:
             token_ids = [text.token_ids or [] for text in batch]
             rows = await self._in_thread(self.encoder.encode, token_ids)
         except BaseException as error:
+            # They hold what was on the device, as long as anybody holds the error.
+            traceback.clear_frames(error.__traceback__)
             self._fail(batch, error)
             if not isinstance(error, Exception):
                 raise
@@ -233,10 +244,12 @@ class Batcher:
                 request.done.set()
 
     def _fail(self, batch: list[_Text], error: BaseException) -> None:
-        self._leave(batch)
-        for text in batch:
-            text.request.error = error
-            text.request.done.set()
+        requests = {text.request for text in batch}
+        # With all their texts: nobody waits for the others any more.
+        self._leave([text for text in self._waiting if text.request in requests])
+        for request in requests:
+            request.error = error
+            request.done.set()
 
     def _leave(self, texts: list[_Text]) -> None:
         for text in texts:

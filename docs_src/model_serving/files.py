@@ -70,11 +70,13 @@ def check_model(choice: ModelChoice) -> ModelFiles:
         name, directory = BUNDLED_NAME, _bundled_directory(asked)
         expected = choice.sha256 or BUNDLED_SHA256
     else:
-        directory = choice.directory.expanduser().resolve()
+        with explain_failure("model", choice.directory, choice):
+            directory = choice.directory.expanduser().resolve()
         asked = f"{choice.directory_option} asks for the model in {str(choice.directory)!r}"
         name, expected = directory.name, choice.sha256 or ""
-    _check_directory(directory, asked, choice)
-    found = _check_weights(directory / WEIGHTS, expected.lower(), asked, choice)
+    with explain_failure("model", directory, choice):  # They may not be readable.
+        _check_directory(directory, asked, choice)
+        found = _check_weights(directory / WEIGHTS, expected.lower(), asked, choice)
     with explain_failure("configuration", directory, choice):
         AutoConfig.from_pretrained(directory, local_files_only=True)
     with explain_failure("weights", directory, choice), safe_open(directory / WEIGHTS, "pt"):
@@ -145,7 +147,7 @@ def explain_failure(what: str, directory: Path, choice: ModelChoice) -> Iterator
     except Exception as error:
         raise ModelLoadError(
             f"{choice.who} for the {what} in {str(directory)!r}",
-            "transformers cannot load it",
+            "it cannot be loaded",
             where={"directory": directory, "said": f"{type(error).__name__}: {error}"},
             advice="Put a sentence-transformers model there that transformers can load, or set"
             f" {choice.directory_option} to another directory.",

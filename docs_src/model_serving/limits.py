@@ -59,6 +59,13 @@ def _problems_of_list(field: str, texts: list[str], settings: Settings) -> Itera
 def _problems_of_text(
     place: tuple[str | int, ...], text: str, settings: Settings
 ) -> Iterator[Problem]:
+    # JSON may hold half of a surrogate pair, which is no letter. No tokenizer takes it.
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        yield {
+            "type": "string_unicode",
+            "loc": ("body", *place),
+            "msg": "Send valid Unicode: this text has half of a surrogate pair.",
+        }
     length, limit = len(text), settings.max_text_length
     if length > limit:
         yield {

@@ -46,13 +46,13 @@ class Metrics:
         )
         self.queue_seconds = Histogram(
             "model_serving_queue_seconds",
-            "How long a text waited for its batch.",
+            "How long a text waited for its batch, its tokenizing included.",
             buckets=SECONDS,
             registry=registry,
         )
         self.inference_seconds = Histogram(
             "model_serving_inference_seconds",
-            "How long it took to tokenize and embed a batch.",
+            "How long a forward pass took.",
             buckets=SECONDS,
             registry=registry,
         )

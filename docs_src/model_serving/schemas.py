@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 
 class EmbeddingsRequest(BaseModel):
@@ -39,7 +39,7 @@ class SimilarityResponse(Answer):
 class SwapRequest(BaseModel):
     directory: Path | None = None
     """On the server. The bundled model, if there is none."""
-    sha256: str | None = None
+    sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$")
     """Of model.safetensors. Without one, the directory is trusted."""
 
 

@@ -1,9 +1,9 @@
 """Another model takes over while requests are served."""
 
-import gc
 import logging
 import random
 import secrets
+import traceback
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -73,7 +73,6 @@ class Swapper:
         self._source = source
         self._metrics = metrics
         self._serving: ModelFiles | None = source.files
-        self._has_failed = False
         self._one_at_a_time = anyio.Lock()
 
     # --8<-- [start:swap]
@@ -97,6 +96,8 @@ class Swapper:
     async def reload(self) -> None:
         """Look again where the model came from, and load what is there if it's another one."""
         async with self._one_at_a_time:
+            if self._shutdown.is_coming:
+                return
             files = await self._check(self._source.files.choice)
             if files != self._serving:
                 await self._load(files)
@@ -107,6 +108,8 @@ class Swapper:
             await anyio.sleep(seconds * random.uniform(0.95, 1.05))
             try:
                 await self.reload()
+            except (Stopping, SwapFailed):
+                pass  # It stops; or it has been logged where it failed.
             except Exception:
                 logger.exception("The model was not reloaded")
 
@@ -120,9 +123,6 @@ class Swapper:
     # --8<-- [start:load]
     async def _load(self, files: ModelFiles) -> None:
         policy = self._settings.swap_policy
-        if self._has_failed:
-            # An error and its traceback hold each other, and with them what had been loaded.
-            gc.collect()
         previous, self._source.files = self._source.files, files
         try:
             # What was begun is brought to its end, even if the client goes away.
@@ -134,16 +134,16 @@ class Swapper:
             self._source.files = previous
             raise Stopping from error
         except Exception as error:
-            self._has_failed = True
             self._source.files = previous
             self._metrics.swaps.labels("failed").inc()
             logger.exception("The model %s %s could not be loaded", files.name, files.version)
+            # They hold what was loaded, as long as anybody holds the error.
+            traceback.clear_frames(error.__traceback__)
             old_serves_on = policy == "availability_preserving"
             if not old_serves_on:
                 self._serving = None
             reason = str(error) or type(error).__name__
             raise SwapFailed(files, reason, old_serves_on=old_serves_on) from error
-        self._has_failed = False
         self._serving = files
         self._metrics.swaps.labels("ok").inc()
         # So there are never more than two models in memory.
@@ -185,7 +185,8 @@ async def check_admin(
         raise HTTPException(404, "Set MODEL_SERVING_ADMIN_TOKEN to allow that models are swapped.")
     expected = settings.admin_token.get_secret_value()
     given = "" if credentials is None else credentials.credentials
-    if not secrets.compare_digest(given.encode(), expected.encode()):
+    # A header is read as latin-1, whatever the client has written.
+    if not secrets.compare_digest(given.encode("latin-1"), expected.encode()):
         raise HTTPException(
             401, "Send the admin token as a bearer token.", {"WWW-Authenticate": "Bearer"}
         )
