@@ -443,6 +443,18 @@ def test_the_new_model_is_tried_before_it_serves(
         gc.enable()
 
 
+def test_code_in_the_directory_is_not_run(models: Models, second: Path, tmp_path: Path) -> None:
+    bad = shutil.copytree(second, tmp_path / "bad")
+    (bad / "custom.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w')\nclass Config: ...\n")
+    config = {"model_type": "custom", "auto_map": {"AutoConfig": "custom.Config"}}
+    (bad / "config.json").write_text(json.dumps(config))
+    with TestClient(app) as client:
+        answer = swap(client, bad)
+        assert answer.status_code == 409
+        assert "trust_remote_code" in answer.json()["detail"]
+    assert not (tmp_path / "was-run").exists()
+
+
 @pytest.mark.parametrize("directory", ["~nobody-of-this-name/model", "a\0b"])
 def test_paths_that_cannot_be(models: Models, directory: str) -> None:
     with TestClient(app) as client:

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from fastapi_lifespan_deps import Depends
 
 from .errors import ModelLoadError
-from .files import WEIGHTS, ModelFiles, ModelFilesDep, explain_failure
+from .files import FROM_DIRECTORY, WEIGHTS, ModelFiles, ModelFilesDep, explain_failure
 from .settings import SettingsDep
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ DeviceDep = Annotated[torch.device, Depends(get_device, scope="lifespan")]
 def get_tokenizer(model_files: ModelFilesDep) -> PreTrainedTokenizerBase:
     """Load the tokenizer that the model was trained with."""
     with explain_failure("tokenizer", model_files.directory, model_files.choice):
-        tokenizer = AutoTokenizer.from_pretrained(model_files.directory, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(model_files.directory, **FROM_DIRECTORY)
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
 
@@ -94,9 +94,9 @@ def _load_model(model_files: ModelFiles, dtype: torch.dtype) -> torch.nn.Module:
         model, info = AutoModel.from_pretrained(
             directory,
             dtype=dtype,
-            local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            **FROM_DIRECTORY,
         )
     assert isinstance(model, torch.nn.Module)
     # transformers makes up what the file lacks, at random. The pooler isn't used here.

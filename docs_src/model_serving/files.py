@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from safetensors import safe_open
 from transformers import AutoConfig
@@ -19,6 +19,8 @@ from .settings import Settings, SettingsDep
 BUNDLED_NAME = "all-MiniLM-L6-v2"
 BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 WEIGHTS = "model.safetensors"
+# Nothing is downloaded, and no Python that lies in the directory is run.
+FROM_DIRECTORY: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 REQUIRED_FILES = ("config.json", "tokenizer.json", WEIGHTS)
 
 
@@ -78,7 +80,7 @@ def check_model(choice: ModelChoice) -> ModelFiles:
         _check_directory(directory, asked, choice)
         found = _check_weights(directory / WEIGHTS, expected.lower(), asked, choice)
     with explain_failure("configuration", directory, choice):
-        AutoConfig.from_pretrained(directory, local_files_only=True)
+        AutoConfig.from_pretrained(directory, **FROM_DIRECTORY)
     with explain_failure("weights", directory, choice), safe_open(directory / WEIGHTS, "pt"):
         pass  # Opening it checks that all that its header names is in the file.
     return ModelFiles(name, found[:12], directory, choice)
