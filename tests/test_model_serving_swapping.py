@@ -12,7 +12,6 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,13 +22,12 @@ from fastapi.testclient import TestClient
 
 # isort: split
 # First, for it skips this file where what follows can't be imported.
-from tests.serving import BUNDLED, CountWords, ServerProcess, save_second_version, torch
+from tests.serving import BUNDLED, CountWords, ServerProcess, save_second_version, torch, watching
 
 # isort: split
-from docs_src.model_serving.embedding import DeviceDep, get_model
+from docs_src.model_serving.embedding import get_model
 from docs_src.model_serving.files import BUNDLED_SHA256, ModelChoice, ModelFilesDep
 from docs_src.model_serving.main import app, create_app
-from docs_src.model_serving.settings import SettingsDep
 from docs_src.model_serving.shutdown import get_shutdown
 from docs_src.model_serving.swapping import get_swapper
 
@@ -193,13 +191,7 @@ def test_the_old_model_is_freed_when_the_answer_comes(
     """By reference count, without the garbage collector's help; the real model."""
     monkeypatch.setenv("MODEL_SERVING_SWAP_POLICY", policy)
     loaded: list[weakref.ref[Any]] = []
-
-    def watched(files: ModelFilesDep, device: DeviceDep, settings: SettingsDep) -> Iterator[Any]:
-        with contextmanager(get_model)(files, device, settings) as model:
-            loaded.append(weakref.ref(model))
-            yield model
-
-    monkeypatch.setitem(app.dependency_overrides, get_model, watched)
+    monkeypatch.setitem(app.dependency_overrides, get_model, watching(loaded))
     gc.disable()
     try:
         with TestClient(app) as client:
@@ -232,9 +224,12 @@ def test_how_many_models_are_in_memory(
     assert models.alive == 0
 
 
+@pytest.mark.parametrize("drain_timeout", ["30", "0.01"])
 def test_requests_of_the_old_model_end_with_it_while_others_have_the_new(
-    models: Models, second: Path
+    monkeypatch: pytest.MonkeyPatch, models: Models, second: Path, drain_timeout: str
 ) -> None:
+    """Also when the drain timeout is over: the old batcher finishes what it has."""
+    monkeypatch.setenv("MODEL_SERVING_DRAIN_TIMEOUT", drain_timeout)
     with TestClient(app) as client, ThreadPoolExecutor() as threads:
         old_gate = models.gate
         old_gate.clear()
@@ -257,31 +252,6 @@ def test_requests_of_the_old_model_end_with_it_while_others_have_the_new(
         assert queued.result(PATIENCE).json()["version"] == V1
         assert swapping.result(PATIENCE).status_code == 200
         assert models.alive == 1
-
-
-def test_requests_that_wait_are_answered_when_the_drain_timeout_is_over(
-    monkeypatch: pytest.MonkeyPatch, models: Models, second: Path
-) -> None:
-    """The old batcher finishes what it has before it stops."""
-    monkeypatch.setenv("MODEL_SERVING_DRAIN_TIMEOUT", "0.01")
-    with TestClient(app) as client, ThreadPoolExecutor() as threads:
-        old_gate = models.gate
-        old_gate.clear()
-        try:
-            held = threads.submit(embed, client)
-            assert models.begun.acquire(timeout=PATIENCE)
-            queued = threads.submit(embed, client)
-            wait_until(lambda: "model_serving_queue_size 1.0" in client.get("/metrics").text)
-            models.gate = threading.Event()
-            models.gate.set()
-            swapping = threads.submit(swap, client, second)
-            wait_until(lambda: client.get("/readyz").json()["version"] != V1)
-            assert version(client) != V1
-        finally:
-            old_gate.set()
-        assert held.result(PATIENCE).status_code == 200
-        assert queued.result(PATIENCE).status_code == 200
-        assert swapping.result(PATIENCE).status_code == 200
 
 
 def test_a_swap_goes_on_when_its_client_has_gone(models: Models, second: Path) -> None:
@@ -578,11 +548,6 @@ def test_two_thousand_requests_over_twenty_swaps(
     """The real models: no request fails, each is answered by one of them, none is left behind."""
     loaded: list[weakref.ref[Any]] = []
 
-    def watched(files: ModelFilesDep, device: DeviceDep, settings: SettingsDep) -> Iterator[Any]:
-        with contextmanager(get_model)(files, device, settings) as model:
-            loaded.append(weakref.ref(model))
-            yield model
-
     def request(index: int) -> None:
         answer = embed(client, f"text number {index % 10}")
         seen[answer.json()["version"], index % 10] = answer.json()["embeddings"][0]
@@ -590,7 +555,7 @@ def test_two_thousand_requests_over_twenty_swaps(
 
     seen: dict[tuple[str, int], list[float]] = {}
     statuses: Counter[int] = Counter()
-    monkeypatch.setitem(app.dependency_overrides, get_model, watched)
+    monkeypatch.setitem(app.dependency_overrides, get_model, watching(loaded))
     with TestClient(app) as client, ThreadPoolExecutor(16) as threads:
         requests = [threads.submit(request, index) for index in range(2_000)]
         swapped = 0
