@@ -60,7 +60,9 @@ def _problems_of_text(
     place: tuple[str | int, ...], text: str, settings: Settings
 ) -> Iterator[Problem]:
     # JSON may hold half of a surrogate pair, which is no letter. No tokenizer takes it.
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
+    try:
+        text.encode()
+    except UnicodeEncodeError:
         yield {
             "type": "string_unicode",
             "loc": ("body", *place),
