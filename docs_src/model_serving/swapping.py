@@ -11,7 +11,12 @@ import anyio
 from fastapi import APIRouter, HTTPException
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from fastapi_lifespan_deps import Depends, LifespanFastAPI, RefreshError
+from fastapi_lifespan_deps import (
+    Depends,
+    LifespanFastAPI,
+    RefreshError,
+    UnavailableLifespanDependency,
+)
 
 from .errors import ModelLoadError
 from .files import (
@@ -72,7 +77,6 @@ class Swapper:
         self._settings = settings
         self._source = source
         self._metrics = metrics
-        self._serving: ModelFiles | None = source.files
         self._one_at_a_time = anyio.Lock()
 
     # --8<-- [start:swap]
@@ -99,7 +103,7 @@ class Swapper:
             if self._shutdown.is_coming:
                 return
             files = await self._check(self._source.files.choice)
-            if files != self._serving:
+            if files != self._serving():
                 await self._load(files)
 
     async def keep_reloading(self, seconds: float) -> None:
@@ -112,6 +116,12 @@ class Swapper:
                 pass  # It stops; or it has been logged where it failed.
             except Exception:
                 logger.exception("The model was not reloaded")
+
+    def _serving(self) -> ModelFiles | None:
+        try:
+            return self._app.lifespan_container[get_model_files]
+        except UnavailableLifespanDependency:
+            return None  # The last swap has failed, after the old model had to go.
 
     async def _check(self, choice: ModelChoice) -> ModelFiles:
         try:
@@ -140,11 +150,8 @@ class Swapper:
             # They hold what was loaded, as long as anybody holds the error.
             traceback.clear_frames(error.__traceback__)
             old_serves_on = policy == "availability_preserving"
-            if not old_serves_on:
-                self._serving = None
             reason = str(error) or type(error).__name__
             raise SwapFailed(files, reason, old_serves_on=old_serves_on) from error
-        self._serving = files
         self._metrics.swaps.labels("ok").inc()
         # So there are never more than two models in memory.
         await draining.wait()
