@@ -1,35 +1,23 @@
 """Start and stop: one live value, and the one task that owns it."""
 
 import asyncio
-import logging
-import sys
-import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-    contextmanager,
-    suppress,
-)
-from contextvars import ContextVar, copy_context
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
+from contextvars import ContextVar
 from functools import partial
-from inspect import isasyncgenfunction, iscoroutine, iscoroutinefunction, isgeneratorfunction
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from anyio import (
     CancelScope,
     CapacityLimiter,
     Event,
     current_time,
-    from_thread,
     get_cancelled_exc_class,
     move_on_after,
-    to_thread,
 )
 
+from .entering import entered
 from .exceptions import (
     LifespanTimeout,
     Step,
@@ -40,10 +28,7 @@ from .exceptions import (
 )
 from .plan import Node
 from .signature import underlying
-
-T = TypeVar("T")
-
-logger = logging.getLogger("fastapi_lifespan_deps")
+from .tasks import Tasks, finished, logger
 
 # How many synchronous dependencies of one run may be starting or stopping at a time.
 MAX_THREADS = 8
@@ -265,11 +250,7 @@ class ApplicationStops(RuntimeError):
 
 
 class Supervisor:
-    """Starts the instances of a run, and stops them in reverse, whatever happens.
-
-    Its tasks, like theirs, belong to the event loop, not to the task that started the
-    application: a run may be entered in one task and left in another.
-    """
+    """Starts the instances of a run, and stops them in reverse, whatever happens."""
 
     def __init__(self, forget_values: Callable[[], None], *, concurrent: bool) -> None:
         self.instances: list[Instance] = []  # that have begun and not ended, in start order
@@ -277,13 +258,10 @@ class Supervisor:
         self._concurrent = concurrent
         self.forget_values = forget_values  # called when a value may be used no more
         self._errors: deque[BaseException] = deque(maxlen=MAX_ERRORS)
+        self.tasks = Tasks()
         self._task: object = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._works: set[Work[Any]] = set()
         self.closing = Event()
         self._closed = Event()
-        # What starts later, for a request, is not that request's.
-        self._context = copy_context()
 
     @property
     def is_closing(self) -> bool:
@@ -301,13 +279,15 @@ class Supervisor:
                 name = name_of(instance.node.provider)
                 raise ApplicationStops(f"`{name}` cannot start: the application stops")
             if self._task is None:
-                self._task = self.spawn(self._supervise, self._closed.set, "lifespan dependencies")
+                self._task = self.tasks.spawn(
+                    self._supervise, self._closed.set, "lifespan dependencies"
+                )
             if all_or_none:
                 instance.companions = instances
             for other in instance.dependencies:
                 instance.put_on(other)
             self.instances.append(instance)
-            self.spawn(instance.run, instance.end, name_of(instance.node.provider))
+            self.tasks.spawn(instance.run, instance.end, name_of(instance.node.provider))
             if not self._concurrent:
                 await instance.settled.wait()
                 if all_or_none and not instance.started:
@@ -320,7 +300,7 @@ class Supervisor:
         for other in self.instances:  # in start order: what it depends on has been told
             other.inherit_casualty()
         self.forget_values()
-        self.work(partial(self._tell_death, instance), "death of a lifespan dependency")
+        self.tasks.detach(partial(self._tell_death, instance), "death of a lifespan dependency")
 
     async def _tell_death(self, instance: Instance) -> None:
         # What it died of is known when it has been left. That should be at once.
@@ -347,13 +327,15 @@ class Supervisor:
     def retire(self, instances: list[Instance]) -> None:
         """Stop some instances in the background, in reverse; errors are raised at the end."""
         if instances and not self.is_closing:  # else all are being stopped
-            self.spawn(partial(self._stop, instances), lambda: None, "old lifespan dependencies")
+            self.tasks.spawn(
+                partial(self._stop, instances), lambda: None, "old lifespan dependencies"
+            )
 
     async def close(self) -> None:
         """Stop everything in reverse, whatever happens to the caller; raise what went wrong."""
         self.closing.set()
         cancelled = None
-        waiting = [work.done for work in self._works]
+        waiting = self.tasks.unfinished
         if self._task is not None:
             waiting.append(self._closed)
         for event in waiting:
@@ -370,41 +352,6 @@ class Supervisor:
                 # The traceback leads to these frames: they would keep each other, and with them
                 # the values that they know of, until the garbage collector comes.
                 del failure, cancelled
-
-    def work(self, function: Callable[[], Coroutine[Any, Any, T]], name: str) -> "Work[T]":
-        """Do something in a task of its own; `close` waits for it."""
-        work = Work(function, name)
-
-        def end() -> None:
-            work.done.set()
-            self._works.discard(work)
-
-        self._works.add(work)
-        self.spawn(work.run, end, name)
-        return work
-
-    def spawn(
-        self, function: Callable[[], Coroutine[Any, Any, None]], end: Callable[[], None], name: str
-    ) -> object:
-        """Start a task that belongs to the event loop alone; call `end` when it is over."""
-        context = self._context.copy()
-        trio = sys.modules.get("trio")
-        if trio is not None and trio.lowlevel.in_trio_run():
-
-            async def system_task() -> None:
-                try:
-                    await function()
-                finally:
-                    end()
-
-            return trio.lowlevel.spawn_system_task(system_task, name=name, context=context)
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(function(), name=name, context=context)
-        self._tasks.add(task)  # the loop itself would not keep it alive
-        # also if it is cancelled before its first step, which no `finally` in it would see
-        task.add_done_callback(lambda _: end())
-        task.add_done_callback(self._tasks.discard)
-        return task
 
     async def _supervise(self) -> None:
         try:
@@ -424,161 +371,3 @@ class Supervisor:
             # asyncio may cancel this task once more; the rest is to be stopped all the same
             with suppress(get_cancelled_exc_class()):
                 await finished(instance.ended)
-
-
-class Work(Generic[T]):
-    """What is done in a task of its own, to its end, whatever happens to those who wait for it."""
-
-    def __init__(self, function: Callable[[], Coroutine[Any, Any, T]], name: str) -> None:
-        self.done = Event()
-        self._function = function
-        self._name = name
-        self._waiting = 0
-        self._result: T
-        self._error: BaseException | None = None
-
-    async def run(self) -> None:
-        """The body of the task, which never raises."""
-        try:
-            self._result = await self._function()
-        except get_cancelled_exc_class():
-            self._error = RuntimeError("the event loop ends")
-            raise
-        except BaseException as error:
-            self._error = error
-            if not self._waiting:  # whoever asked for it has gone
-                logger.error("The %s failed", self._name, exc_info=error)
-
-    async def result(self) -> T:
-        """Wait for the end. Raise what it raised."""
-        self._waiting += 1
-        try:
-            await self.done.wait()
-        finally:
-            self._waiting -= 1
-        if self._error is not None:
-            raise self._error
-        return self._result
-
-
-@asynccontextmanager
-async def entered(
-    call: Callable[[], Any], kind: Any, threads: CapacityLimiter
-) -> AsyncIterator[Any]:
-    """Call a provider of any kind; go on after its `yield` at the end.
-
-    `kind` is the function that says how to call it (signature.underlying). No name here holds
-    the value, so that the code after `yield` can give its memory back.
-    """
-    # One context for both ends, so that a context variable that was set can be reset.
-    run = partial(_in_thread, threads, copy_context().run)
-    async with AsyncExitStack() as stack:
-        if isasyncgenfunction(kind):
-            yield await stack.enter_async_context(_context(call(), asynccontextmanager))
-        elif isgeneratorfunction(kind):
-            context = _context(await run(call), contextmanager)
-            yield await stack.enter_async_context(_InThread(context, run))
-        elif iscoroutinefunction(kind):
-            yield await call()
-        else:
-            value = await run(call)
-            # a lambda around an async function, say: a coroutine is of no use to many requests
-            yield await value if iscoroutine(value) else value
-
-
-def _context(result: Any, make: Callable[..., Any]) -> Any:
-    """What a generator function returned, as a context manager; a decorated one gives it so."""
-    if isinstance(result, AbstractContextManager | AbstractAsyncContextManager):
-        return result
-    return make(lambda: result)()
-
-
-class _InThread(AbstractAsyncContextManager[Any]):
-    """A context manager that is entered and left in worker threads."""
-
-    def __init__(self, context: AbstractContextManager[Any], run: Callable[..., Any]) -> None:
-        self._context = context
-        self._run = run
-
-    async def __aenter__(self) -> Any:
-        return await self._run(self._context.__enter__)
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        began = False
-
-        def leave() -> None:
-            nonlocal began
-            began = True
-            self._context.__exit__(None, None, None)
-
-        with CancelScope(shield=True):
-            while True:
-                try:
-                    await self._run(leave)
-                    return
-                except get_cancelled_exc_class():  # asyncio ends while this waits for a thread
-                    if began:
-                        raise
-
-
-async def _in_thread(threads: CapacityLimiter, call: Callable[..., Any], *arguments: Any) -> Any:
-    """Call in a worker thread, and stay until it is through: what it enters must be left again.
-
-    No cancel scope cuts the waiting short, but asyncio does when the event loop ends.
-    """
-    outcome: list[tuple[Any, BaseException | None]] = []
-    began, done = threading.Event(), Event()
-    try:
-        await to_thread.run_sync(
-            _work, began, outcome, done, partial(call, *arguments), limiter=threads
-        )
-    except get_cancelled_exc_class():
-        if not began.is_set():
-            raise
-        with suppress(get_cancelled_exc_class()):
-            await finished(done)
-    value, error = outcome.pop()
-    if error is None:
-        return value
-    try:
-        raise error
-    finally:
-        del error  # see `Supervisor.close`
-
-
-def _work(
-    began: threading.Event,
-    outcome: list[tuple[Any, BaseException | None]],
-    done: Event,
-    call: Callable[[], Any],
-) -> None:
-    began.set()
-    try:
-        outcome.append((call(), None))
-    except BaseException as error:
-        outcome.append((None, error))
-    from_thread.run_sync(done.set)
-
-
-async def finished(event: Event) -> None:
-    """Wait for an event to the end, and only then let a cancellation through."""
-    cancelled = None
-    with CancelScope(shield=True):
-        while not event.is_set():
-            try:
-                await event.wait()
-            except get_cancelled_exc_class() as error:  # asyncio's own, which no shield stops
-                cancelled = error
-    if cancelled is not None:
-        raise cancelled
-
-
-def current_loop() -> object | None:
-    """What tells the event loops of a process apart; None where there is none."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        with suppress(KeyError, RuntimeError):
-            token: object = sys.modules["trio"].lowlevel.current_trio_token()
-            return token
-        return None

@@ -12,8 +12,9 @@ from starlette.types import Scope
 from .collect import Site
 from .exceptions import LifespanDependencyError, name_of, together
 from .generation import Generation, Withdrawn, with_all
-from .instance import Instance, Supervisor, current_instance, ended_by_itself, logger
+from .instance import Instance, Supervisor, current_instance, ended_by_itself
 from .plan import Node, Plan
+from .tasks import logger
 
 Provider = Callable[..., Any]
 
@@ -224,7 +225,7 @@ class LiveValues:
         if unmatched and not self._looking_again:
             # Nobody tells when such a request gets to its route, which may need nothing.
             self._looking_again = True
-            self.supervisor.work(self._look_again, "draining")
+            self.supervisor.tasks.detach(self._look_again, "draining")
 
     async def _look_again(self) -> None:
         with anyio.move_on_after(1):

@@ -11,9 +11,10 @@ from starlette.types import Scope
 from .collect import Site
 from .exceptions import RefreshError, name_of
 from .generation import ASKED_KEY, Generation, asking, labels, with_all
-from .instance import Instance, Work, logger
+from .instance import Instance
 from .live import LiveValues, Provider
 from .plan import Node
+from .tasks import DetachedTask, logger
 
 Policy = Literal["availability_preserving", "resource_preserving"]
 
@@ -36,7 +37,7 @@ class Refresher:
         self._live = live
         self._apply_overrides = apply_overrides
         self._follow_overrides = follow_overrides
-        self._under_way: dict[Provider, tuple[Policy, Work[Draining]]] = {}
+        self._under_way: dict[Provider, tuple[Policy, DetachedTask[Draining]]] = {}
         self._latest: anyio.Event | None = None  # set when the refresh asked for last is over
         self._timers: set[Provider] = set()
 
@@ -77,7 +78,7 @@ class Refresher:
         self._live.drain()  # another refresh may be waiting for what the request lets go of
         if under_way is None:
             body = partial(self._refresh, provider, policy, drain_timeout, self._latest)
-            work = self._live.supervisor.work(body, f"refresh of {name_of(provider)}")
+            work = self._live.supervisor.tasks.detach(body, f"refresh of {name_of(provider)}")
             self._latest = work.done
             under_way = self._under_way[provider] = policy, work
         return await under_way[1].result()
@@ -113,7 +114,7 @@ class Refresher:
                     await self._live.renew(renewed)
             elif drain_timeout is not None:
                 drain = partial(self._drain_within, draining, drain_timeout)
-                self._live.supervisor.work(drain, f"draining of {name}")
+                self._live.supervisor.tasks.detach(drain, f"draining of {name}")
             logger.info("Refreshed `%s`", name)
             return draining
         except BaseException as error:
@@ -260,7 +261,7 @@ class Refresher:
             if option == "refresh_every" and provider not in self._timers:
                 self._timers.add(provider)
                 body = partial(self._refresh_regularly, provider)
-                self._live.supervisor.work(body, f"refresh_every of {name_of(provider)}")
+                self._live.supervisor.tasks.detach(body, f"refresh_every of {name_of(provider)}")
 
     async def _refresh_regularly(self, provider: Provider) -> None:
         while (seconds := self._live.current.plan.seconds(provider, "refresh_every")) is not None:

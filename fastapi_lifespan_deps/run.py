@@ -11,11 +11,12 @@ from .binding import BoundCall, bind
 from .collect import Function, Route
 from .exceptions import UninitializedLifespanDependency
 from .generation import Generation
-from .instance import ApplicationStops, Work, current_loop, ended_by_itself, logger
+from .instance import ApplicationStops, ended_by_itself
 from .live import LiveValues
 from .params import Key, Marker
 from .plan import Declaration, Domain, Overrides, Plan, Planner
 from .refresh import Refresher
+from .tasks import DetachedTask, current_loop, logger
 
 
 class Run(LiveValues):
@@ -38,7 +39,7 @@ class Run(LiveValues):
         self._sources: list[Route | Function] = []
         self._others: list[Function] = []
         self._planner = Planner()
-        self._overriding: Work[None] | None = None
+        self._overriding: DetachedTask[None] | None = None
         self._applying: dict[Domain, Overrides] | None = None
         # The overrides of the current generation; None while others are being applied.
         self._in_force: Mapping[Domain, Overrides | None] = {}
@@ -75,7 +76,7 @@ class Run(LiveValues):
         self._sources = [*self._collect(), *self._others]
         is_new = not known or any(id(source.target) not in known for source in self._sources)
         if is_new or self.overrides_changed():
-            await self.supervisor.work(self._start, "startup").result()
+            await self.supervisor.tasks.detach(self._start, "startup").result()
 
     async def _start(self) -> None:
         async with self.changing:
@@ -118,7 +119,9 @@ class Run(LiveValues):
             if wanted == self.current.plan.overrides:
                 return
             if self._overriding is None:
-                self._overriding = self.supervisor.work(self._override, "dependency overrides")
+                self._overriding = self.supervisor.tasks.detach(
+                    self._override, "dependency overrides"
+                )
             await self._overriding.result()
 
     async def _override(self) -> None:

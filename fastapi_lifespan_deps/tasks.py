@@ -1,0 +1,141 @@
+"""Tasks that belong to an event loop, and not to whoever has started them."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from contextvars import copy_context
+from typing import Any, Generic, TypeVar
+
+from anyio import CancelScope, Event, get_cancelled_exc_class
+
+T = TypeVar("T")
+
+logger = logging.getLogger("fastapi_lifespan_deps")
+
+
+class Tasks:
+    """The tasks of a run.
+
+    They belong to the event loop, not to the task that started the application: a run may be
+    entered in one task and left in another.
+    """
+
+    def __init__(self) -> None:
+        self._spawned: set[asyncio.Task[None]] = set()
+        self._detached: set[DetachedTask[Any]] = set()
+        # What starts later, for a request, is not that request's.
+        self._context = copy_context()
+
+    @property
+    def unfinished(self) -> list[Event]:
+        """What is set when the detached tasks that there are now have ended."""
+        return [task.done for task in self._detached]
+
+    def detach(
+        self, function: Callable[[], Coroutine[Any, Any, T]], name: str, *, tells: bool = False
+    ) -> "DetachedTask[T]":
+        """Do something in a task of its own, to its end.
+
+        With `tells` it makes known itself what goes wrong; otherwise that is logged where nobody
+        waits for it.
+        """
+        task = DetachedTask(function, name, tells)
+
+        def end() -> None:
+            task.done.set()
+            self._detached.discard(task)
+
+        self._detached.add(task)
+        self.spawn(task.run, end, name)
+        return task
+
+    def spawn(
+        self, function: Callable[[], Coroutine[Any, Any, None]], end: Callable[[], None], name: str
+    ) -> object:
+        """Start a task that belongs to the event loop alone; call `end` when it is over."""
+        context = self._context.copy()
+        trio = sys.modules.get("trio")
+        if trio is not None and trio.lowlevel.in_trio_run():
+
+            async def system_task() -> None:
+                try:
+                    await function()
+                finally:
+                    end()
+
+            return trio.lowlevel.spawn_system_task(system_task, name=name, context=context)
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(function(), name=name, context=context)
+        self._spawned.add(task)  # the loop itself would not keep it alive
+        # also if it is cancelled before its first step, which no `finally` in it would see
+        task.add_done_callback(lambda _: end())
+        task.add_done_callback(self._spawned.discard)
+        return task
+
+
+class DetachedTask(Generic[T]):
+    """What is done in a task of its own, to its end, whatever happens to those who wait for it."""
+
+    def __init__(
+        self, function: Callable[[], Coroutine[Any, Any, T]], name: str, tells: bool
+    ) -> None:
+        self.done = Event()
+        self._function = function
+        self._name = name
+        self._tells = tells
+        self._waiting = 0
+        self._result: T
+        self._error: BaseException | None = None
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether anybody waits for the result, and is told what goes wrong."""
+        return self._waiting > 0
+
+    async def run(self) -> None:
+        """The body of the task, which never raises."""
+        try:
+            self._result = await self._function()
+        except get_cancelled_exc_class():
+            self._error = RuntimeError("the event loop ends")
+            raise
+        except BaseException as error:
+            self._error = error
+            if not (self._tells or self.is_awaited):  # whoever asked for it has gone
+                logger.error("The %s failed", self._name, exc_info=error)
+
+    async def result(self) -> T:
+        """Wait for the end. Raise what it raised."""
+        self._waiting += 1
+        try:
+            await self.done.wait()
+        finally:
+            self._waiting -= 1
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
+async def finished(event: Event) -> None:
+    """Wait for an event to the end, and only then let a cancellation through."""
+    cancelled = None
+    with CancelScope(shield=True):
+        while not event.is_set():
+            try:
+                await event.wait()
+            except get_cancelled_exc_class() as error:  # asyncio's own, which no shield stops
+                cancelled = error
+    if cancelled is not None:
+        raise cancelled
+
+
+def current_loop() -> Any:
+    """What tells the event loops of a process apart; None where there is none."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        with suppress(KeyError, RuntimeError):
+            return sys.modules["trio"].lowlevel.current_trio_token()
+        return None
