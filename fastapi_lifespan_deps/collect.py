@@ -1,7 +1,7 @@
 """Collect: from an application to its declarations, each with the place where it stands."""
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -118,6 +118,34 @@ class Function:
                 requirement(self.function, parameter, (top,))
         for name, key in self.site.parameters:
             yield Declaration(self.domain, key, (top, Step(name or "", key.provider, NOTE)))
+
+
+class Sources:
+    """All that declares something: routes, hooks, lifespan functions."""
+
+    def __init__(self) -> None:
+        self._sources: list[Route | Function] = []
+        self._others: list[Function] = []
+
+    def __iter__(self) -> Iterator[Route | Function]:
+        return iter(self._sources)
+
+    def update(self, sources: Iterable[Route | Function], others: Iterable[Function]) -> bool:
+        """Take these for what there was, and keep the others. Return whether anything is new."""
+        known = {id(source.target) for source in self._sources}
+        self._others += others
+        self._sources = [*sources, *self._others]
+        return not known or any(id(source.target) not in known for source in self._sources)
+
+    def declarations(
+        self, overrides: Mapping[Domain, Overrides], failures: list[Exception]
+    ) -> Iterator[Declaration]:
+        """What they declare under these overrides. What goes wrong is added to `failures`."""
+        for source in self._sources:
+            try:
+                yield from source.declarations(overrides.get(source.domain, {}))
+            except Exception as error:  # a wrong override is no other route's trouble
+                failures.append(error)
 
 
 def collect_routes(app: Any) -> Iterator[Route]:

@@ -8,6 +8,7 @@ from threading import Lock
 from types import CodeType, FrameType
 from typing import Any, TypeVar
 
+from anyio import Event
 from fastapi.dependencies.models import Dependant
 from starlette.types import Scope
 
@@ -88,6 +89,7 @@ class Generation(dict[Site, Callable[..., Any]]):
         self.withdrawn = withdrawn
         # What is pinned to it, by id. A scope tells what route the request is on.
         self.pinned: dict[int, Scope | Site] = {}
+        self.replaced = Event()  # another one is current, or the run ends
         self._everything = frozenset(self.instances.values())
         self._reaches: dict[int, Reach] = {}
         # A synchronous endpoint asks in a worker thread; what dies meanwhile must not be kept.

@@ -26,15 +26,16 @@ class LiveValues:
     made of what is missing, and then one new generation becomes current.
     """
 
-    def __init__(self, app: Any, *, concurrent: bool) -> None:
-        self.app = app
+    def __init__(self, app: Any, run: Any, *, concurrent: bool) -> None:
+        self._app = app
+        self._run = run
         self.phase: Literal["starting", "serving", "stopping"] = "starting"
         self.supervisor = Supervisor(self._forget_values, concurrent=concurrent)
-        self.current = Generation(self, Plan({}), {}, {}, {})
+        self.current = Generation(self._run, Plan({}), {}, {}, {})
         self.retired: list[Generation] = []  # not current, still used by requests
         self.originals = Plan({})  # in force without overrides: kept to the end
         self.instances: dict[Node, Instance] = {}  # the latest of each node, in start order
-        self.coming: dict[Node, Instance] = {}  # what they will be after the change under way
+        self.pending: dict[Node, Instance] = {}  # what they will be after the change under way
         self.failures: dict[Node, BaseException] = {}
         self.withdrawn: dict[Node, Withdrawn] = {}
         self.changing = anyio.Lock()
@@ -61,14 +62,14 @@ class LiveValues:
             for node in dict.fromkeys((*plan.nodes, *self.originals.nodes)):
                 lacking = next((child for child in node.dependencies if child in withdrawn), None)
                 if node in self.instances and node not in renewed:
-                    self.coming[node] = self.instances[node]
+                    self.pending[node] = self.instances[node]
                 elif node not in plan.nodes and node not in self.instances:
                     continue  # an original that was overridden from the beginning
                 elif lacking is not None:
                     withdrawn.setdefault(node, withdrawn[lacking])
                 elif node not in withdrawn and node not in failures:
-                    self.coming[node] = self._instance(node, plan)
-                    fresh.append(self.coming[node])
+                    self.pending[node] = self._instance(node, plan)
+                    fresh.append(self.pending[node])
             await self.supervisor.start(fresh, all_or_none=all_or_none)
             if all_or_none:
                 _raise_failure(fresh)
@@ -84,16 +85,16 @@ class LiveValues:
             kept = {node: one for node, one in self.instances.items() if node not in renewed}
             self.instances = kept | {one.node: one for one in fresh if one.started}
             self.failures, self.withdrawn = failures, withdrawn
-            self.coming = {}
+            self.pending = {}
             self.switch(plan)
         finally:
-            self.coming = {}
+            self.pending = {}
             if self.phase != "starting":  # else all is stopped together
                 self.drain()
 
     def _instance(self, node: Node, plan: Plan) -> Instance:
         arguments = {
-            name: self.app if child is None else self.coming[child]
+            name: self._app if child is None else self.pending[child]
             for name, child in node.arguments
         }
         path = plan.nodes.get(node) or self.originals.nodes[node]
@@ -105,8 +106,11 @@ class LiveValues:
 
     def switch(self, plan: Plan) -> None:
         """Make the values that there are now those of the requests that arrive from now on."""
-        self.retired.append(self.current)
-        self.current = Generation(self, plan, self.instances, self.failures, dict(self.withdrawn))
+        old = self.current
+        self.retired.append(old)
+        withdrawn = dict(self.withdrawn)
+        self.current = Generation(self._run, plan, self.instances, self.failures, withdrawn)
+        old.replaced.set()
         self.drain()
 
     async def renew(self, renewed: Collection[Node]) -> None:
@@ -208,7 +212,7 @@ class LiveValues:
         # not by `remove`: generations are dicts, and equal ones are not the same
         self.retired = [generation for generation in self.retired if generation.pinned]
         in_force = (*self.originals.nodes, *self.current.plan.nodes)
-        wanted = {self.instances.get(node) for node in in_force} | {*self.coming.values()}
+        wanted = {self.instances.get(node) for node in in_force} | {*self.pending.values()}
         gone = []
         self._held = set()
         for instance in self.supervisor.instances:
@@ -235,6 +239,7 @@ class LiveValues:
 
     async def close(self) -> None:
         """Stop everything, in reverse; then raise what went wrong on the way."""
+        self.current.replaced.set()
         await self.supervisor.close()
 
     def _forget_values(self) -> None:

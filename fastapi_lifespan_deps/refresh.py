@@ -1,7 +1,6 @@
 """Refresh: put fresh instances in the place of those that serve, while they do."""
 
 import random
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Literal
 
@@ -13,6 +12,7 @@ from .exceptions import RefreshError, name_of
 from .generation import ASKED_KEY, Generation, asking, labels, with_all
 from .instance import Instance
 from .live import LiveValues, Provider
+from .overrides import OverridesInForce
 from .plan import Node
 from .tasks import DetachedTask, logger
 
@@ -28,15 +28,9 @@ class Refresher:
     Each refresh is done in a task of its own, one after the other.
     """
 
-    def __init__(
-        self,
-        live: LiveValues,
-        apply_overrides: Callable[[], Awaitable[None]],
-        follow_overrides: Callable[[], Awaitable[None]],  # the same, where `changing` is held
-    ) -> None:
+    def __init__(self, live: LiveValues, overrides: OverridesInForce) -> None:
         self._live = live
-        self._apply_overrides = apply_overrides
-        self._follow_overrides = follow_overrides
+        self._overrides = overrides
         self._under_way: dict[Provider, tuple[Policy, DetachedTask[Draining]]] = {}
         self._latest: anyio.Event | None = None  # set when the refresh asked for last is over
         self._timers: set[Provider] = set()
@@ -60,7 +54,7 @@ class Refresher:
                 f"`{name_of(instance.node.provider)}` asks for it while it starts or stops itself",
                 "Ask in a task that the dependency starts, or after the startup.",
             )
-        await self._apply_overrides()
+        await self._overrides.apply()
         self._check_serving(provider)
         askers = self._asking(scope)
         renewed = self._renewed(provider)
@@ -97,7 +91,7 @@ class Refresher:
                 await before.wait()
             logger.info("Refreshing `%s`", name)
             async with self._live.changing:
-                await self._follow_overrides()
+                await self._overrides.follow()
                 renewed = self._renewed(provider)
                 old = self._live.replaced(renewed)
                 if policy == "resource_preserving":
@@ -108,7 +102,7 @@ class Refresher:
             if policy == "resource_preserving":
                 await self._drain_within(draining, drain_timeout)
                 async with self._live.changing:
-                    await self._follow_overrides()
+                    await self._overrides.follow()
                     # what an override has started meanwhile is fresh already
                     renewed = self._renewed(provider).difference(self._live.instances)
                     await self._live.renew(renewed)
@@ -257,11 +251,18 @@ class Refresher:
 
     def keep_refreshing(self) -> None:
         """Refresh what has `refresh_every`, from now on."""
-        for provider, option in self._live.current.plan.options:
-            if option == "refresh_every" and provider not in self._timers:
-                self._timers.add(provider)
-                body = partial(self._refresh_regularly, provider)
-                self._live.supervisor.tasks.detach(body, f"refresh_every of {name_of(provider)}")
+        self._live.supervisor.tasks.detach(self._keep_refreshing, "refresh_every")
+
+    async def _keep_refreshing(self) -> None:
+        while not self._live.supervisor.is_closing:
+            generation = self._live.current
+            for provider, option in generation.plan.options:
+                if option == "refresh_every" and provider not in self._timers:
+                    self._timers.add(provider)
+                    body = partial(self._refresh_regularly, provider)
+                    name = f"refresh_every of {name_of(provider)}"
+                    self._live.supervisor.tasks.detach(body, name)
+            await generation.replaced.wait()  # an override may have an option of its own
 
     async def _refresh_regularly(self, provider: Provider) -> None:
         while (seconds := self._live.current.plan.seconds(provider, "refresh_every")) is not None:

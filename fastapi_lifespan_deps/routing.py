@@ -100,10 +100,11 @@ class LifespanRouter(APIRouter):
             if run is None:  # what needs a value says why there is none
                 scope[ROUTER_KEY] = self
                 return await inner(scope, receive, send)
-        if (run.app.dependency_overrides or run.looks_closer) and run.overrides_changed():
-            await run.apply_overrides()
+        overrides, live = run.overrides, run.live
+        if (run.app.dependency_overrides or overrides.must_compare) and overrides.have_changed():
+            await overrides.apply()
         identity = id(scope)
-        scope[SCOPE_KEY] = generation = run.current
+        scope[SCOPE_KEY] = generation = live.current
         pinned = generation.pinned
         pinned[identity] = scope
         try:
@@ -112,10 +113,10 @@ class LifespanRouter(APIRouter):
             # Another application may have passed the request on by itself, and whoever calls this
             # one may send the same scope again: nothing of it stays behind.
             scope[SCOPE_KEY] = outer
-            if generation is run.current:
+            if generation is live.current:
                 del pinned[identity]
             else:
-                run.release(generation, scope)
+                live.release(generation, scope)
                 scope.pop(ASKED_KEY, None)
 
     async def lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -140,7 +141,7 @@ class LifespanRouter(APIRouter):
             self._only_run = None
         self.closing_runs.append(run)
         try:
-            await run.close()
+            await run.live.close()
         finally:
             self.closing_runs.remove(run)
 
@@ -192,25 +193,26 @@ class Lifespan:
             # could not know what is inside.
             outer = _entering.get(None)
             if outer is not None:
-                await outer.start(self._lifespan_sources(outer.app))
+                sources = router.lifespan_context._sources()
+                await outer.start(sources, self._lifespan_sources(outer.app))
             async with self._user_lifespans(app, outer) as state:
                 yield state
             return
 
         concurrent = router.lifespan_start == "concurrent"
-        run = Run(router.dependency_overrides_provider, self._sources, concurrent=concurrent)
+        run = Run(router.dependency_overrides_provider, concurrent=concurrent)
         async with _leaving(run, lambda: [partial(router.close, run)]):
-            await run.start()
+            await run.start(self._sources())
             router.open(run)
             async with self._hooks(run), self._user_lifespans(app, run) as state:
                 if self._functions() or self._registered("on_startup"):
-                    await run.start()  # what the user's code has added
+                    await run.start(self._sources())  # what the user's code has added
                     router.open(run)
                 run.serve()
                 try:
                     yield state if run.is_empty else {**(state or {}), SCOPE_KEY: run}
                 finally:
-                    run.phase = "stopping"
+                    run.live.phase = "stopping"
 
     @asynccontextmanager
     async def _hooks(self, run: Run) -> AsyncIterator[None]:
@@ -284,7 +286,7 @@ def _closing(scope: Scope, send: Send) -> Send:
             kind == "websocket.http.response.start"
             and message["status"] == 503
             and (generation := scope.get(SCOPE_KEY)) is not None
-            and (generation.withdrawn or generation.run.withdrawn)
+            and (generation.withdrawn or generation.run.live.withdrawn)
         ):
             is_denied = True
             if not is_accepted:
@@ -321,7 +323,7 @@ async def _leaving(
             await step()
         except BaseException as error:
             errors.append(error)
-    failure = together(failure, errors, is_serving=run.phase != "starting")
+    failure = together(failure, errors, is_serving=run.live.phase != "starting")
     if failure is not None:
         try:
             raise failure
@@ -343,7 +345,7 @@ async def _enter_lifespan(
     source = Function(function, run and run.app, passed=1)
     if run is None or not source.site.parameters:
         return await stack.enter_async_context(function(app))
-    values = stack.enter_context(run.holding(source.site))
+    values = stack.enter_context(run.live.holding(source.site))
     generator = inspect.unwrap(function)
     if inspect.isgeneratorfunction(generator):  # FastAPI's wrapper takes the application alone
         context = contextlib.contextmanager(generator)(app, **values)

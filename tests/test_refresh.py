@@ -144,9 +144,9 @@ async def test_again_and_again(policy: Policy) -> None:
             assert await service.ask("/session") == f"session(db {number})"
             await draining.wait()
             assert sum(not thing.closed for thing in service.things) == 3
-        run = service.app.lifespan_container._run
-        assert run.retired == []
-        assert len(run.supervisor.instances) == 3
+        live = service.app.lifespan_container._run.live
+        assert live.retired == []
+        assert len(live.supervisor.instances) == 3
 
 
 # --- Requests hold what their route can reach

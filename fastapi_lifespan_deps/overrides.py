@@ -1,0 +1,98 @@
+"""Overrides: which of the application's `dependency_overrides` are in force."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .collect import Sources
+from .instance import ApplicationStops
+from .live import LiveValues
+from .plan import Domain, Overrides, Plan, Planner
+from .tasks import DetachedTask, logger
+
+
+class OverridesInForce:
+    """Follows the overrides of an application, and of what is mounted in it."""
+
+    def __init__(self, app: Any, sources: Sources, live: LiveValues) -> None:
+        self._app = app
+        self._sources = sources
+        self._live = live
+        self._planner = Planner()
+        self._task: DetachedTask[None] | None = None
+        self._applying: Mapping[Domain, Overrides] | None = None
+        # The overrides of the current generation; None while others are being applied.
+        self._in_force: Mapping[Domain, Overrides | None] = {}
+        # Whether more than a look at the application's overrides tells that they have changed:
+        # some are in force, or there are mounted applications.
+        self.must_compare = False
+
+    def have_changed(self) -> bool:
+        """Whether overrides are not what the current generation was made for."""
+        in_force = self._in_force.items()
+        return any(domain.dependency_overrides != applied for domain, applied in in_force)
+
+    def enforce(self, overrides: Mapping[Domain, Overrides | None]) -> None:
+        """Note the overrides that the current generation is made for."""
+        self._in_force = overrides
+        self.must_compare = len(overrides) > 1 or any(one != {} for one in overrides.values())
+
+    async def apply(self) -> None:
+        """Make the overrides that are set now effective. Failures are left to the requests."""
+        live = self._live
+        instance = live.inside()
+        if instance is not None and not instance.settled.is_set():
+            return  # a provider that is starting sends the request: it would wait for itself
+        while self.have_changed() and not live.supervisor.is_closing:
+            wanted = self._set_now()
+            if self._applying not in (None, wanted):
+                for instance in live.pending.values():
+                    instance.give_up_start()  # nobody wants it any more
+            if wanted == live.current.plan.overrides:
+                return
+            if self._task is None:
+                self._task = live.supervisor.tasks.detach(self._apply, "dependency overrides")
+            await self._task.result()
+
+    async def _apply(self) -> None:
+        try:
+            async with self._live.changing:
+                await self.follow()
+        except ApplicationStops:
+            pass  # what needs a value is told so
+        finally:
+            self._task = None
+
+    async def follow(self) -> None:
+        """The same where `changing` is held."""
+        if not self.have_changed():
+            return
+        plan = self.plan()
+        for error in plan.errors:
+            logger.error("A dependency override is not valid", exc_info=error)
+        self._applying = plan.overrides
+        self.enforce(dict.fromkeys(plan.overrides))
+        try:
+            await self._live.change(plan, all_or_none=False)
+        finally:
+            self._applying = None
+            self.enforce(self._live.current.plan.overrides)
+
+    def plan(self) -> Plan:
+        """Plan what is declared, under the overrides that are set now."""
+        overrides = self._set_now()
+        self._live.originals = plan = self._plan({domain: {} for domain in overrides})
+        if any(overrides.values()):
+            plan = self._plan(overrides, plan)
+        return plan
+
+    def _plan(self, overrides: dict[Domain, Overrides], originals: Plan | None = None) -> Plan:
+        failures: list[Exception] = []
+        declarations = self._sources.declarations(overrides, failures)
+        plan = self._planner.plan(declarations, overrides, originals)
+        plan.errors += failures
+        return plan
+
+    def _set_now(self) -> dict[Domain, Overrides]:
+        domains = (source.domain for source in self._sources)
+        found = dict.fromkeys((self._app, *(one for one in domains if one is not None)))
+        return {domain: dict(domain.dependency_overrides) for domain in found}
