@@ -135,8 +135,8 @@ class Generation(dict[Site, Callable[..., Any]]):
             raise self._withdrawn(key, self.withdrawn[found])
         if instance is None:
             raise self._failed(key, "it failed to start") from self.failures.get(found)
-        if instance.casualty is not None:
-            raise ended_by_itself(instance.casualty)
+        if instance.died_of is not None:
+            raise ended_by_itself(instance.died_of)
         if not instance.is_alive:
             raise UninitializedLifespanDependency(
                 key.provider,
@@ -194,10 +194,14 @@ class Generation(dict[Site, Callable[..., Any]]):
     def _resolved(self, keys: Iterable[tuple[Domain, Key]]) -> frozenset[Instance]:
         found = (self.plan.resolved.get(target) for target in keys)
         nodes = (node for node in found if isinstance(node, Node))
-        return with_all(
-            (self.instances[node] for node in nodes if node in self.instances),
-            lambda instance: instance.dependencies,
-        )
+        left = [self.instances[node] for node in nodes if node in self.instances]
+        reached: set[Instance] = set()
+        while left:
+            instance = left.pop()
+            if instance not in reached:
+                reached.add(instance)
+                left += instance.dependencies
+        return frozenset(reached)
 
     def _failed(self, key: Key, problem: str) -> UninitializedLifespanDependency:
         return UninitializedLifespanDependency(
@@ -213,20 +217,6 @@ class Generation(dict[Site, Callable[..., Any]]):
         error = UnavailableLifespanDependency(key.provider, problem, advice, withdrawn.retry_after)
         error.__cause__ = withdrawn.failure
         return error
-
-
-def with_all(
-    instances: Iterable[Instance], neighbours: Callable[[Instance], Iterable[Instance]]
-) -> frozenset[Instance]:
-    """Instances and their neighbours, the neighbours of these, and so on."""
-    found: set[Instance] = set()
-    left = list(instances)
-    while left:
-        instance = left.pop()
-        if instance not in found:
-            found.add(instance)
-            left += neighbours(instance)
-    return frozenset(found)
 
 
 def labels(pinned: Iterable[Scope | Site]) -> str:

@@ -1,10 +1,12 @@
 """Start and stop: one live value, and the one task that owns it."""
 
 import asyncio
+import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -37,6 +39,20 @@ MAX_THREADS = 8
 MAX_ERRORS = 100
 
 
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What an instance is made of: a node, what its provider takes, and the time that it has.
+
+    `path` is a way to a declaration of it, for messages; durations are in seconds.
+    """
+
+    node: Node
+    arguments: Mapping[str, Any]
+    path: tuple[Step, ...] = ()
+    start_timeout: float | None = None
+    stop_timeout: float | None = None
+
+
 class Instance:
     """One live value. Its task waits for what it depends on, enters the provider, waits to be
     stopped, then for what depends on it, and leaves.
@@ -44,40 +60,35 @@ class Instance:
     The task never raises: what goes wrong is kept in `error`.
     """
 
-    def __init__(
-        self,
-        node: Node,
-        arguments: dict[str, Any],
-        supervisor: "Supervisor",
-        path: tuple[Step, ...] = (),
-        start_timeout: float | None = None,
-        stop_timeout: float | None = None,
-    ) -> None:
-        self.node = node
+    def __init__(self, recipe: Recipe, supervisor: "Supervisor") -> None:
+        self.recipe = recipe
         self.value: Any = None
         self.error: BaseException | None = None
         self.started = False
         self.start_seconds = 0.0  # how long that took
         self.given_up = False  # nobody waits for the start any more
         # What ended by itself: this instance, or one that it depends on.
-        self.casualty: Instance | None = None
+        self.died_of: Instance | None = None
+        # What has begun, is not gone, and takes this one.
+        self.dependents: set[Instance] = set()
         self.settled = Event()  # started, or failed to
         self.ended = Event()
-        self.dependencies = [other for other in arguments.values() if isinstance(other, Instance)]
-        # What has begun, and not ended, on top of this one; and those that it is itself on top of.
-        self.dependents: set[Instance] = set()
-        self._below: set[Instance] = set()
-        self.companions: list[Instance] = []  # that are given up if this one fails to start
-        self._arguments = arguments
+        self.gone = Event()  # ended, and so has all that depends on it: it may have died first
         self._supervisor = supervisor
-        self._path = path
-        self._start_timeout = start_timeout
-        self._stop_timeout = stop_timeout
         self._stop = Event()
         # Both are opened before the provider is entered and closed after it was left: a
         # provider may open scopes of its own, and scopes must nest.
-        self._starting = CancelScope()  # cancelled to cut off a start; no effect afterwards
-        self._living = CancelScope()  # shields what started from every cancellation around it
+        self._start_scope = CancelScope()  # cancelled to cut off a start; no effect afterwards
+        self._life_scope = CancelScope()  # shields what started from every cancellation around it
+
+    @property
+    def node(self) -> Node:
+        return self.recipe.node
+
+    @property
+    def dependencies(self) -> list["Instance"]:
+        """What it takes, and so must not end before it."""
+        return [other for other in self.recipe.arguments.values() if isinstance(other, Instance)]
 
     @property
     def is_alive(self) -> bool:
@@ -94,14 +105,14 @@ class Instance:
         name = name_of(provider)
         current_instance.set(self)
         try:
-            with self._starting, self._living:
+            with self._start_scope, self._life_scope:
                 await self._until_dependencies_started()
                 began = current_time()
-                if self._start_timeout is not None:
-                    self._starting.deadline = began + self._start_timeout
+                if self.recipe.start_timeout is not None:
+                    self._start_scope.deadline = began + self.recipe.start_timeout
                 logger.debug("Starting `%s`", name)
                 async with self._entered() as self.value:
-                    self._living.shield = True
+                    self._life_scope.shield = True
                     self.started = True
                     self.start_seconds = current_time() - began
                     self.settled.set()
@@ -110,15 +121,15 @@ class Instance:
                         await self._until_stopped()
                     finally:
                         self.value = None
-                        if self._stop_timeout is not None:
-                            self._living.deadline = current_time() + self._stop_timeout
+                        if self.recipe.stop_timeout is not None:
+                            self._life_scope.deadline = current_time() + self.recipe.stop_timeout
                     logger.debug("Stopping `%s`", name)
             if self.started:
                 logger.debug("Stopped `%s`", name)
         except _DependencyFailed as error:
             self.error, self.given_up = error.failure, False
         except BaseException as error:
-            step = "start" if not self.started else "serve" if self.casualty is self else "stop"
+            step = "start" if not self.started else "serve" if self.died_of is self else "stop"
             error.add_note(f"`{name}` ({where(provider)}) failed to {step}")
             self.error = error
         finally:
@@ -130,15 +141,15 @@ class Instance:
             await other.settled.wait()
             if not other.started:
                 raise _DependencyFailed(other.error)
-        self.inherit_casualty()
-        if self.casualty is not None:
-            raise _DependencyFailed(ended_by_itself(self.casualty))
+            self.died_of = self.died_of or other.died_of
+        if self.died_of is not None:
+            raise _DependencyFailed(ended_by_itself(self.died_of))
 
     def _entered(self) -> AbstractAsyncContextManager[Any]:
         provider = self.node.provider
         arguments = {
             name: other.value if isinstance(other, Instance) else other
-            for name, other in self._arguments.items()
+            for name, other in self.recipe.arguments.items()
         }
         call = partial(provider, **arguments)
         return entered(call, underlying(provider), self._supervisor.threads)
@@ -157,18 +168,18 @@ class Instance:
                 await finished(self._stop)
         for other in list(self.dependents):
             with suppress(get_cancelled_exc_class()):
-                await finished(other.ended)
+                await finished(other.gone)
 
     def _note_timeout(self) -> None:
         if not self.started:
-            cut_off = self._starting.cancel_called and not self.given_up
-            step, seconds = "start", self._start_timeout
+            cut_off = self._start_scope.cancel_called and not self.given_up
+            step, seconds = "start", self.recipe.start_timeout
         else:
-            cut_off = self._living.cancel_called
-            step, seconds = "stop", self._stop_timeout
+            cut_off = self._life_scope.cancel_called
+            step, seconds = "stop", self.recipe.stop_timeout
         if cut_off and seconds is not None:
             cause = self.error if isinstance(self.error, Exception) else None
-            self.error = LifespanTimeout(self.node.provider, step, seconds, self._path)
+            self.error = LifespanTimeout(self.node.provider, step, seconds, self.recipe.path)
             self.error.__cause__ = cause
 
     def end(self) -> None:
@@ -181,38 +192,22 @@ class Instance:
                 # Nobody has cancelled whoever waits for it: it must not look so.
                 name = name_of(self.node.provider)
                 self.error = RuntimeError(f"`{name}` was cancelled while it started")
-            for other in self.companions:
-                other.give_up_start()
-        self.companions = []
+            self._supervisor.failed_to_start(self)
         self.ended.set()
-        for other in self._below:
-            other.dependents.discard(self)
-            for dependent in self.dependents:  # this one has died before them
-                dependent.put_on(other)
         if self.started and not self.is_stopping:
             self._die()
         self._supervisor.ended(self)
 
-    def put_on(self, other: "Instance") -> None:
-        """Let another instance not end before this one."""
-        other.dependents.add(self)
-        self._below.add(other)
-
     def _die(self) -> None:
-        if self.casualty is not self:
-            self.casualty = self
+        if self.died_of is not self:
+            self.died_of = self
             self._supervisor.died(self)
-
-    def inherit_casualty(self) -> None:
-        """Be a casualty if something that it depends on is one."""
-        for other in self.dependencies:
-            self.casualty = self.casualty or other.casualty
 
     def give_up_start(self) -> None:
         """Cancel the start. If it got as far as its value, it counts as started nevertheless."""
         if not self.settled.is_set():
             self.given_up = True
-            self._starting.cancel()
+            self._start_scope.cancel()
 
     def ask_to_stop(self) -> None:
         """Let the code after `yield` run, once what depends on it has ended."""
@@ -245,6 +240,18 @@ def ended_by_itself(instance: Instance) -> UninitializedLifespanDependency:
     return error
 
 
+def _leave(instance: Instance) -> None:
+    """Note that an instance has ended, and with it maybe the last on top of one that has, too."""
+    left = [instance]
+    while left:
+        one = left.pop()
+        if one.ended.is_set() and not one.dependents:
+            one.gone.set()
+            for other in one.dependencies:
+                other.dependents.discard(one)
+            left += one.dependencies
+
+
 class ApplicationStops(RuntimeError):
     """Something was to start when the run had begun to end."""
 
@@ -253,7 +260,11 @@ class Supervisor:
     """Starts the instances of a run, and stops them in reverse, whatever happens."""
 
     def __init__(self, forget_values: Callable[[], None], *, concurrent: bool) -> None:
-        self.instances: list[Instance] = []  # that have begun and not ended, in start order
+        # What has begun and not ended, in start order, each with its number in that order.
+        self.instances: dict[Instance, int] = {}
+        self._numbers = itertools.count()
+        # What a failing start gives up: all that is started with it.
+        self._starting_with: dict[Instance, list[Instance]] = {}
         self.threads = CapacityLimiter(MAX_THREADS)
         self._concurrent = concurrent
         self.forget_values = forget_values  # called when a value may be used no more
@@ -283,10 +294,10 @@ class Supervisor:
                     self._supervise, self._closed.set, "lifespan dependencies"
                 )
             if all_or_none:
-                instance.companions = instances
+                self._starting_with[instance] = instances
             for other in instance.dependencies:
-                instance.put_on(other)
-            self.instances.append(instance)
+                other.dependents.add(instance)
+            self.instances[instance] = next(self._numbers)
             self.tasks.spawn(instance.run, instance.end, name_of(instance.node.provider))
             if not self._concurrent:
                 await instance.settled.wait()
@@ -294,11 +305,29 @@ class Supervisor:
                     return
         for instance in instances:
             await instance.settled.wait()
+        for instance in instances:
+            self._starting_with.pop(instance, None)
+
+    def on_top_of(self, instances: Iterable[Instance]) -> list[Instance]:
+        """Those of the instances that have not ended, and what depends on them, in start order."""
+        found: set[Instance] = set()
+        left = list(instances)
+        while left:
+            instance = left.pop()
+            if instance not in found:
+                found.add(instance)
+                left += instance.dependents
+        return sorted(found.intersection(self.instances), key=self.instances.__getitem__)
+
+    def failed_to_start(self, instance: Instance) -> None:
+        """Give up what is started with an instance, if one is not wanted without the other."""
+        for other in self._starting_with.get(instance, ()):
+            other.give_up_start()
 
     def died(self, instance: Instance) -> None:
         """Tell what depends on an instance, and the run, that it ends by itself."""
-        for other in self.instances:  # in start order: what it depends on has been told
-            other.inherit_casualty()
+        for other in self.on_top_of([instance]):
+            other.died_of = other.died_of or instance
         self.forget_values()
         self.tasks.detach(partial(self._tell_death, instance), "death of a lifespan dependency")
 
@@ -314,12 +343,14 @@ class Supervisor:
 
     def ended(self, instance: Instance) -> None:
         """Note what went wrong at the end of an instance; `close` raises it."""
-        self.instances.remove(instance)
+        del self.instances[instance]
+        self._starting_with.pop(instance, None)
+        _leave(instance)
         name, error = name_of(instance.node.provider), instance.error
         if not instance.started:
             # whoever wanted the start is told; when the run ends, that may be nobody
             error = error if self.is_closing and isinstance(error, Exception) else None
-        elif error is not None and instance.casualty is not instance and not self.is_closing:
+        elif error is not None and instance.died_of is not instance and not self.is_closing:
             logger.error("`%s` failed to stop", name, exc_info=error)
         if error is not None:
             self._errors.append(error)

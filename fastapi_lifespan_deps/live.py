@@ -11,8 +11,8 @@ from starlette.types import Scope
 
 from .collect import Site
 from .exceptions import LifespanDependencyError, name_of, together
-from .generation import Generation, Withdrawn, with_all
-from .instance import Instance, Supervisor, current_instance, ended_by_itself
+from .generation import Generation, Withdrawn
+from .instance import Instance, Recipe, Supervisor, current_instance, ended_by_itself
 from .plan import Node, Plan
 from .tasks import logger
 
@@ -98,11 +98,10 @@ class LiveValues:
             for name, child in node.arguments
         }
         path = plan.nodes.get(node) or self.originals.nodes[node]
-        limits = {
-            option: plan.seconds(node.provider, option)
-            for option in ("start_timeout", "stop_timeout")
-        }
-        return Instance(node, arguments, self.supervisor, path, **limits)
+        start_timeout = plan.seconds(node.provider, "start_timeout")
+        stop_timeout = plan.seconds(node.provider, "stop_timeout")
+        recipe = Recipe(node, arguments, path, start_timeout, stop_timeout)
+        return Instance(recipe, self.supervisor)
 
     def switch(self, plan: Plan) -> None:
         """Make the values that there are now those of the requests that arrive from now on."""
@@ -144,7 +143,7 @@ class LiveValues:
             for node in [*plan.nodes][::-1]:
                 if any(node in other.dependencies for other in renewed):
                     instance = self.instances.get(node)
-                    if instance is None or instance.casualty is not None:
+                    if instance is None or instance.died_of is not None:
                         renewed.add(node)
             for node in [*plan.nodes, *self.instances]:
                 if not (self._has_failed(node) or renewed.isdisjoint(node.dependencies)):
@@ -167,11 +166,8 @@ class LiveValues:
 
         Among them is what an earlier refresh has left, if requests still use it.
         """
-        old = with_all(
-            (instance for instance in self.supervisor.instances if instance.node in renewed),
-            lambda instance: instance.dependents,
-        )
-        return [instance for instance in self.supervisor.instances if instance in old]
+        instances = self.supervisor.instances
+        return self.supervisor.on_top_of(one for one in instances if one.node in renewed)
 
     # Pin
 
@@ -252,7 +248,7 @@ def _raise_failure(instances: list[Instance]) -> None:
     """Raise the first failure of a start, if there is one, with others as notes."""
     # Those that were given up were so because of the first.
     errors = [_failure(one) for one in sorted(instances, key=lambda one: one.given_up)]
-    errors += [ended_by_itself(one.casualty) for one in instances if one.casualty is not None]
+    errors += [ended_by_itself(one.died_of) for one in instances if one.died_of is not None]
     failures = [error for error in errors if error is not None]
     if not failures and not all(instance.started for instance in instances):
         failures = [RuntimeError("the start was given up")]

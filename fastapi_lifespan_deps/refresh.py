@@ -9,7 +9,7 @@ from starlette.types import Scope
 
 from .collect import Site
 from .exceptions import RefreshError, name_of
-from .generation import ASKED_KEY, Generation, asking, labels, with_all
+from .generation import ASKED_KEY, Generation, asking, labels
 from .instance import Instance
 from .live import LiveValues, Provider
 from .overrides import OverridesInForce
@@ -233,8 +233,7 @@ class Refresher:
                 seconds,
                 labels(holders),
             )
-        supervisor = self._live.supervisor
-        supervisor.retire([one for one in supervisor.instances if one in left])
+        self._live.supervisor.retire(left)
         await draining.ended()
 
     def say_who_is_waited_for(self, draining: "Draining") -> None:
@@ -245,8 +244,8 @@ class Refresher:
             labels(holders) or "nobody, and takes its time to stop",
         )
 
-    def _left(self, draining: "Draining") -> tuple[frozenset[Instance], list[Scope | Site]]:
-        left = with_all(draining.left, lambda instance: instance.dependents)
+    def _left(self, draining: "Draining") -> tuple[list[Instance], list[Scope | Site]]:
+        left = self._live.supervisor.on_top_of(draining.left)
         return left, self._live.holders(left)
 
     def keep_refreshing(self) -> None:

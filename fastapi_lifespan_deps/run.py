@@ -60,8 +60,8 @@ class Run:
         Raise the first error, of a declaration or of a start.
         """
         for instance in self.live.instances.values():
-            if instance.casualty is not None:
-                raise ended_by_itself(instance.casualty)
+            if instance.died_of is not None:
+                raise ended_by_itself(instance.died_of)
         if self._sources.update(sources, others) or self.overrides.have_changed():
             await self.live.supervisor.tasks.detach(self._start, "startup").result()
 
