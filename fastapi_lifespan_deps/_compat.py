@@ -5,7 +5,6 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -89,13 +88,6 @@ def overrides_provider(scope: Any) -> Any:
         return context.dependency_overrides_provider
     # APIRoute.dependency_overrides_provider, APIWebSocketRoute's: all
     return getattr(route, "dependency_overrides_provider", scope.get("app"))
-
-
-def exit_stack(scope: Any) -> AsyncExitStack:
-    """What FastAPI leaves when it has sent the response and run its background tasks."""
-    # scope["fastapi_inner_astack"]: all
-    stack: AsyncExitStack = scope["fastapi_inner_astack"]
-    return stack
 
 
 def keep_endpoint_context(bound: Callable[..., Any], call: Callable[..., Any]) -> None:

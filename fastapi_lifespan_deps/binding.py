@@ -162,10 +162,10 @@ def _injecting(site: Site, connection_parameter: str, keep: bool) -> Callable[..
     # Only `**values`: the endpoint may use any other name for itself.
     def bound(**values: Any) -> Any:
         connection = take(values, connection_parameter)
-        generation = connection.scope.get(SCOPE_KEY)
-        if generation is None:
+        pin = connection.scope.get(SCOPE_KEY)
+        if pin is None:
             raise not_running(site.parameters[0][1].provider, connection)
-        return generation[site](**values)
+        return pin.generation[site](**values)
 
     bound.__lifespan_site__ = site  # type: ignore[attr-defined]  # found again by collect.py
     return bound

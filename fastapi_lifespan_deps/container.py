@@ -6,11 +6,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, get_args, overload
 
 from starlette.requests import HTTPConnection
-from starlette.types import Scope
 from typing_extensions import TypeVar
 
 from ._compat import overrides_provider
-from .generation import ASKED_KEY, Generation
+from .generation import Generation, Pin
 from .params import SCOPE_KEY, Key, in_seconds, not_running
 from .plan import Domain
 from .refresh import Draining, Policy
@@ -49,17 +48,16 @@ class LifespanContainer:
         ```
     """
 
-    def __init__(self, run: Run, domain: Domain, scope: Scope | None = None) -> None:
+    def __init__(self, run: Run, domain: Domain, pin: Pin | None = None) -> None:
         self._run = run
         self._domain = domain
-        self._scope = scope
-        self._pinned: Generation | None = None if scope is None else scope[SCOPE_KEY]
+        self._pin = pin
 
     @property
     def _generation(self) -> Generation:
-        if self._pinned is None or self._scope is None or ASKED_KEY in self._scope:
+        if self._pin is None or self._pin.has_asked:
             return self._run.current
-        return self._pinned
+        return self._pin.generation
 
     async def refresh(
         self,
@@ -114,7 +112,7 @@ class LifespanContainer:
         seconds = None if drain_timeout is None else in_seconds(drain_timeout)
         if seconds is not None and not seconds >= 0:
             raise ValueError(f"drain_timeout={drain_timeout!r}: give seconds, or a timedelta")
-        return await self._run.refresher.refresh(provider, policy, seconds, self._scope)
+        return await self._run.refresher.refresh(provider, policy, seconds, self._pin)
 
     @overload
     def __getitem__(self, provider: type[T]) -> T: ...
@@ -166,9 +164,9 @@ async def get_container(connection: HTTPConnection) -> LifespanContainer:
             dependencies.
     """
     scope = connection.scope
-    generation: Generation | None = scope.get(SCOPE_KEY)
-    if generation is not None:
-        return LifespanContainer(generation.run, overrides_provider(scope), scope)
+    pin: Pin | None = scope.get(SCOPE_KEY)
+    if pin is not None:
+        return LifespanContainer(pin.run, overrides_provider(scope), pin)
     app = scope.get("app")
     find_run = getattr(getattr(app, "router", None), "find_run", None)
     run: Run | None = find_run and find_run(scope)

@@ -1,12 +1,10 @@
-"""A generation: one consistent set of live values, and the requests that are pinned to it."""
+"""A generation: one consistent set of live values, and the pins of those who use it."""
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from threading import Lock
-from types import CodeType, FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 from anyio import Event
 from fastapi.dependencies.models import Dependant
@@ -23,31 +21,34 @@ from .instance import Instance, ended_by_itself
 from .params import Key
 from .plan import Domain, Node, Plan
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-# Set in the scope of a request that has asked for a refresh.
-ASKED_KEY = "fastapi_lifespan_deps_asked"
+class Pin:
+    """Who uses values, a request or a lifespan function, pinned to a generation.
 
-_serving: set[CodeType] = set()  # filled on import, by the decorator below
-
-
-def serves_requests(function: F) -> F:
-    """Mark a coroutine function that serves the request of its parameter `scope`."""
-    _serving.add(function.__code__)
-    return function
-
-
-def asking() -> Iterator[Scope]:
-    """The scopes of the requests in whose code we are, innermost first.
-
-    Found on the stack, when somebody asks: a context variable would make what a request pays
-    larger by a fifth. So it knows the task that serves a request, not others that this has started.
+    A request finds its pin in its ASGI scope.
     """
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        if frame.f_code in _serving:
-            yield frame.f_locals["scope"]
-        frame = frame.f_back
+
+    # No `__init__`: every request makes one, and a call of it can be measured. What most of them
+    # leave as it is stands in the class.
+    holder: "Scope | Site"  # a scope tells what route the request is on
+    generation: "Generation"
+    run: Any = None  # it is further down the data flow: who finds a pin finds it so
+    others: "tuple[Generation, ...]" = ()  # later ones, whose values it has been given too
+    has_asked: bool = False  # for a refresh: then its container gives it the new values
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether it ends with the application, not before."""
+        return isinstance(self.holder, Site)
+
+    @property
+    def generations(self) -> "tuple[Generation, ...]":
+        """Those whose values it may still use."""
+        return self.generation, *self.others
+
+    def __str__(self) -> str:
+        holder = self.holder
+        return f"`{name_of(holder.call)}`" if isinstance(holder, Site) else route_label(holder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,46 +59,51 @@ class Withdrawn:
     failure: BaseException | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """What a route may use: the instances that it declares, and through the container any."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Reachable:
+    """What a route or a lifespan function may use of a generation."""
 
-    dependant: Dependant
+    of: Dependant | Site | None  # kept alive, so that its id tells it from others
     instances: frozenset[Instance]
-    takes_container: bool
+    by_container: bool = False  # through the container any other as well, until it asks
 
 
 class Generation(dict[Site, Callable[..., Any]]):
     """The callable of each site, given its values; worked out when a request first asks for it.
 
-    A request is pinned to the generation that was current when it arrived, and finds it in its
-    ASGI scope.
+    A request is pinned to the generation that was current when it arrived. Only the current one
+    keeps what it has worked out.
     """
+
+    # One generation is not another, though its values be equal.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__  # type: ignore[assignment]  # a dict has none
 
     def __init__(
         self,
-        run: Any,
         plan: Plan,
         instances: Mapping[Node, Instance],
         failures: Mapping[Node, BaseException],
         withdrawn: Mapping[Node, Withdrawn],
     ) -> None:
-        self.run = run
         self.plan = plan
         self.instances = {node: instances[node] for node in plan.nodes if node in instances}
         self.failures = failures
         self.withdrawn = withdrawn
-        # What is pinned to it, by id. A scope tells what route the request is on.
-        self.pinned: dict[int, Scope | Site] = {}
+        # Who is pinned to it; when it isn't current any more, with what he holds.
+        self.pins: dict[Pin, Reachable | None] = {}
         self.replaced = Event()  # another one is current, or the run ends
-        self._everything = frozenset(self.instances.values())
-        self._reaches: dict[int, Reach] = {}
+        self._everything: Reachable | None = None
+        self._reachable: dict[int, Reachable] = {}
+        self._is_current = True
         # A synchronous endpoint asks in a worker thread; what dies meanwhile must not be kept.
         self._lock = Lock()
 
     def __missing__(self, site: Site) -> Callable[..., Any]:
         with self._lock:
-            self[site] = filled = site.filled(self.values_of(site))
+            filled = site.filled(self.values_of(site))
+            if self._is_current:
+                self[site] = filled
             return filled
 
     def values_of(self, site: Site) -> dict[str, Any]:
@@ -106,8 +112,16 @@ class Generation(dict[Site, Callable[..., Any]]):
         return {name: value for name, value in values if name is not None}
 
     def clear(self) -> None:
+        """Let each site be worked out anew, and be found without what is gone."""
         with self._lock:
             super().clear()
+
+    def retire(self) -> None:
+        """Keep nothing any more: another one is current."""
+        with self._lock:
+            self._is_current = False
+            super().clear()
+        self.replaced.set()
 
     def value(self, domain: Domain, key: Key) -> Any:
         """The live value of a key. Raise `UninitializedLifespanDependency` if there is none."""
@@ -146,62 +160,52 @@ class Generation(dict[Site, Callable[..., Any]]):
             )
         return instance.value
 
-    def holders(self, instances: Collection[Instance]) -> list[Scope | Site]:
-        """What is pinned and may still use one of the instances."""
-        return [
-            pinned
-            for pinned in self.pinned.values()
-            if not self.reached(pinned).isdisjoint(instances)
-        ]
-
-    def is_held(self, instance: Instance) -> bool:
-        return any(instance in self.reached(pinned) for pinned in self.pinned.values())
-
     @property
-    def has_unmatched(self) -> bool:
-        """Whether a request that is pinned has not got to its route."""
-        return any(
-            not isinstance(pinned, Site) and self.reach(pinned) is None
-            for pinned in self.pinned.values()
-        )
+    def everything(self) -> Reachable:
+        if self._everything is None:
+            self._everything = Reachable(None, frozenset(self.instances.values()))
+        return self._everything
 
-    def reached(self, pinned: Scope | Site) -> frozenset[Instance]:
-        """The instances that what is pinned may still use.
+    def held_by(self, pin: Pin) -> Reachable:
+        """What a pin may still use."""
+        reachable = self.reachable_by(pin)
+        if reachable is None:
+            return self.everything
+        return self.everything if reachable.by_container and not pin.has_asked else reachable
 
-        When a request has asked for a refresh, its container gives it the new ones.
-        """
-        if isinstance(pinned, Site):
-            return self._resolved((pinned.domain, key) for _, key in pinned.parameters)
-        reach = self.reach(pinned)
-        if reach is None or (reach.takes_container and ASKED_KEY not in pinned):
-            return self._everything
-        return reach.instances
-
-    def reach(self, scope: Scope) -> Reach | None:
-        """What the route of a request may use; None while it has not got to its route."""
-        if (dependant := matched_dependant(scope)) is None:
+    def reachable_by(self, pin: Pin) -> Reachable | None:
+        """What it may use by its declarations; None for a request that hasn't got to its route."""
+        holder = pin.holder
+        if isinstance(holder, Site):
+            keys = ((holder.domain, key) for _, key in holder.parameters)
+            return Reachable(holder, self._resolved(keys))
+        if (dependant := matched_dependant(holder)) is None:
             return None
-        reach = self._reaches.get(id(dependant))
-        if reach is None:
-            domain = overrides_provider(scope)
+        reachable = self._reachable.get(id(dependant))
+        if reachable is None:
+            domain = overrides_provider(holder)
             overrides = self.plan.overrides.get(domain, {})
             found = list(declared(dependant, domain, overrides))
             instances = self._resolved((one.domain, one.key) for one in found if one.key)
-            takes_container = any(one.key is None for one in found)
-            reach = self._reaches[id(dependant)] = Reach(dependant, instances, takes_container)
-        return reach
+            by_container = any(one.key is None for one in found)
+            reachable = Reachable(dependant, instances, by_container)
+            self._reachable[id(dependant)] = reachable
+        return reachable
 
     def _resolved(self, keys: Iterable[tuple[Domain, Key]]) -> frozenset[Instance]:
-        found = (self.plan.resolved.get(target) for target in keys)
-        nodes = (node for node in found if isinstance(node, Node))
-        left = [self.instances[node] for node in nodes if node in self.instances]
-        reached: set[Instance] = set()
+        nodes = [self.plan.resolved.get(target) for target in keys]
+        left = [
+            self.instances[node]
+            for node in nodes
+            if isinstance(node, Node) and node in self.instances
+        ]
+        found: set[Instance] = set()
         while left:
             instance = left.pop()
-            if instance not in reached:
-                reached.add(instance)
+            if instance not in found:
+                found.add(instance)
                 left += instance.dependencies
-        return frozenset(reached)
+        return frozenset(found)
 
     def _failed(self, key: Key, problem: str) -> UninitializedLifespanDependency:
         return UninitializedLifespanDependency(
@@ -219,11 +223,9 @@ class Generation(dict[Site, Callable[..., Any]]):
         return error
 
 
-def labels(pinned: Iterable[Scope | Site]) -> str:
+def labels(pins: Iterable[Pin]) -> str:
     """The routes of requests, and what else holds values, for a person to read."""
-    counted = Counter(
-        f"`{name_of(one.call)}`" if isinstance(one, Site) else route_label(one) for one in pinned
-    )
+    counted = Counter(map(str, pins))
     return ", ".join(
         f"{label} ({count} requests)" if count > 1 else label for label, count in counted.items()
     )

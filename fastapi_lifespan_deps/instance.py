@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -214,7 +214,7 @@ class Instance:
         self.give_up_start()
         if not self.is_stopping:
             self._stop.set()
-            self._supervisor.forget_values()
+            self._supervisor.kept.clear()
 
 
 # The instance whose provider is being run, also in the tasks that it starts.
@@ -259,7 +259,7 @@ class ApplicationStops(RuntimeError):
 class Supervisor:
     """Starts the instances of a run, and stops them in reverse, whatever happens."""
 
-    def __init__(self, forget_values: Callable[[], None], *, concurrent: bool) -> None:
+    def __init__(self, *, concurrent: bool) -> None:
         # What has begun and not ended, in start order, each with its number in that order.
         self.instances: dict[Instance, int] = {}
         self._numbers = itertools.count()
@@ -267,7 +267,8 @@ class Supervisor:
         self._starting_with: dict[Instance, list[Instance]] = {}
         self.threads = CapacityLimiter(MAX_THREADS)
         self._concurrent = concurrent
-        self.forget_values = forget_values  # called when a value may be used no more
+        # What keeps values for those who come; emptied when one of them may be used no more.
+        self.kept: MutableMapping[Any, Any] = {}
         self._errors: deque[BaseException] = deque(maxlen=MAX_ERRORS)
         self.tasks = Tasks()
         self._task: object = None
@@ -317,7 +318,12 @@ class Supervisor:
             if instance not in found:
                 found.add(instance)
                 left += instance.dependents
-        return sorted(found.intersection(self.instances), key=self.instances.__getitem__)
+        return self.in_order(found)
+
+    def in_order(self, instances: Iterable[Instance]) -> list[Instance]:
+        """Those of the instances that have begun and not ended, in start order."""
+        found = [instance for instance in instances if instance in self.instances]
+        return sorted(found, key=self.instances.__getitem__)
 
     def failed_to_start(self, instance: Instance) -> None:
         """Give up what is started with an instance, if one is not wanted without the other."""
@@ -328,7 +334,7 @@ class Supervisor:
         """Tell what depends on an instance, and the run, that it ends by itself."""
         for other in self.on_top_of([instance]):
             other.died_of = other.died_of or instance
-        self.forget_values()
+        self.kept.clear()
         self.tasks.detach(partial(self._tell_death, instance), "death of a lifespan dependency")
 
     async def _tell_death(self, instance: Instance) -> None:
@@ -355,12 +361,11 @@ class Supervisor:
         if error is not None:
             self._errors.append(error)
 
-    def retire(self, instances: list[Instance]) -> None:
+    def retire(self, instances: Collection[Instance]) -> None:
         """Stop some instances in the background, in reverse; errors are raised at the end."""
         if instances and not self.is_closing:  # else all are being stopped
-            self.tasks.spawn(
-                partial(self._stop, instances), lambda: None, "old lifespan dependencies"
-            )
+            stop = partial(self._stop, self.in_order(instances))
+            self.tasks.spawn(stop, lambda: None, "old lifespan dependencies")
 
     async def close(self) -> None:
         """Stop everything in reverse, whatever happens to the caller; raise what went wrong."""

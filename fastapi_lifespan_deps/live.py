@@ -1,17 +1,17 @@
 """Live: the values of a run. Whatever changes them is one `change`; what is unused drains."""
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
 import anyio
-from starlette.types import Scope
 
 from .collect import Site
 from .exceptions import LifespanDependencyError, name_of, together
-from .generation import Generation, Withdrawn
+from .generation import Generation, Pin, Withdrawn
+from .holding import Holdings
 from .instance import Instance, Recipe, Supervisor, current_instance, ended_by_itself
 from .plan import Node, Plan
 from .tasks import logger
@@ -26,20 +26,18 @@ class LiveValues:
     made of what is missing, and then one new generation becomes current.
     """
 
-    def __init__(self, app: Any, run: Any, *, concurrent: bool) -> None:
+    def __init__(self, app: Any, *, concurrent: bool) -> None:
         self._app = app
-        self._run = run
         self.phase: Literal["starting", "serving", "stopping"] = "starting"
-        self.supervisor = Supervisor(self._forget_values, concurrent=concurrent)
-        self.current = Generation(self._run, Plan({}), {}, {}, {})
-        self.retired: list[Generation] = []  # not current, still used by requests
+        self.supervisor = Supervisor(concurrent=concurrent)
+        self.current = Generation(Plan({}), {}, {}, {})
+        self.holdings = Holdings()
         self.originals = Plan({})  # in force without overrides: kept to the end
         self.instances: dict[Node, Instance] = {}  # the latest of each node, in start order
         self.pending: dict[Node, Instance] = {}  # what they will be after the change under way
         self.failures: dict[Node, BaseException] = {}
         self.withdrawn: dict[Node, Withdrawn] = {}
         self.changing = anyio.Lock()
-        self._held: set[Instance] = set()  # not wanted, but some request may still use it
         self._looking_again = False
 
     # Change
@@ -58,6 +56,7 @@ class LiveValues:
             n: why for n, why in self.withdrawn.items() if n in plan.nodes and n not in renewed
         }
         fresh: list[Instance] = []
+        before = self.instances
         try:
             for node in dict.fromkeys((*plan.nodes, *self.originals.nodes)):
                 lacking = next((child for child in node.dependencies if child in withdrawn), None)
@@ -85,12 +84,12 @@ class LiveValues:
             kept = {node: one for node, one in self.instances.items() if node not in renewed}
             self.instances = kept | {one.node: one for one in fresh if one.started}
             self.failures, self.withdrawn = failures, withdrawn
-            self.pending = {}
-            self.switch(plan)
+            self._switch(plan)
         finally:
+            candidates = [*before.values(), *self.pending.values(), *fresh]
             self.pending = {}
             if self.phase != "starting":  # else all is stopped together
-                self.drain()
+                self._stop_unused(candidates)
 
     def _instance(self, node: Node, plan: Plan) -> Instance:
         arguments = {
@@ -103,14 +102,19 @@ class LiveValues:
         recipe = Recipe(node, arguments, path, start_timeout, stop_timeout)
         return Instance(recipe, self.supervisor)
 
-    def switch(self, plan: Plan) -> None:
+    def _switch(self, plan: Plan) -> None:
         """Make the values that there are now those of the requests that arrive from now on."""
         old = self.current
-        self.retired.append(old)
         withdrawn = dict(self.withdrawn)
-        self.current = Generation(self._run, plan, self.instances, self.failures, withdrawn)
-        old.replaced.set()
-        self.drain()
+        self.current = Generation(plan, self.instances, self.failures, withdrawn)
+        self.supervisor.kept = self.current
+        old.retire()
+        self.holdings.retire(old)
+        self._stop_unused(old.instances.values())
+        if self.holdings.unmatched and not self._looking_again:
+            # Nobody tells when such a request gets to its route, which may need nothing.
+            self._looking_again = True
+            self.supervisor.tasks.detach(self._keep_looking, "draining")
 
     async def renew(self, renewed: Collection[Node]) -> None:
         """Put new instances of nodes in the place of the old ones, or raise why that failed."""
@@ -123,7 +127,8 @@ class LiveValues:
         for node in self.current.plan.nodes:
             if node in renewed:
                 self.withdrawn.setdefault(node, Withdrawn(retry_after))
-        self.switch(self.current.plan)
+        self._switch(self.current.plan)
+        self._stop_unused(gone)
 
     def say_why_withdrawn(self, nodes: Collection[Node], failure: BaseException) -> None:
         """Let requests that need what was not brought back know what the last try said."""
@@ -131,7 +136,7 @@ class LiveValues:
         for node in affected:
             self.withdrawn[node] = replace(self.withdrawn[node], failure=failure)
         if affected:
-            self.switch(self.current.plan)
+            self._switch(self.current.plan)
 
     def to_renew(self, provider: Provider) -> set[Node]:
         """The nodes that a refresh of `provider` makes new instances of."""
@@ -176,72 +181,62 @@ class LiveValues:
         instance = current_instance.get(None)
         return instance if instance in self.supervisor.instances else None
 
-    def release(self, generation: Generation, pinned: Scope | Site) -> None:
-        """Note that a request, or a site that kept its values, is over."""
-        generation.pinned.pop(id(pinned), None)
-        if generation is not self.current and not (
-            generation.pinned and generation.reached(pinned).isdisjoint(self._held)
-        ):
-            self.drain()
+    def release(self, pin: Pin) -> None:
+        """Note that a request, or a lifespan function, is over."""
+        self._stop_unused(self.holdings.release(pin))
+
+    def look_again(self, pins: Iterable[Pin]) -> None:
+        """Note that these may hold less than before."""
+        self._stop_unused(self.holdings.look_again(pins))
 
     @contextmanager
     def holding(self, site: Site) -> Iterator[dict[str, Any]]:
         """Give the values of a site that keeps them, as a lifespan function does."""
-        generation = self.current
-        generation.pinned[id(site)] = site
+        pin = Pin()
+        pin.holder, pin.generation = site, self.current
+        pin.generation.pins[pin] = None
         try:
-            yield generation.values_of(site)
+            yield pin.generation.values_of(site)
         finally:
-            self.release(generation, site)
+            self.release(pin)
 
-    def holders(self, instances: Collection[Instance]) -> list[Scope | Site]:
-        return [
-            pinned
-            for generation in (self.current, *self.retired)
-            for pinned in generation.holders(instances)
-        ]
+    def holders(self, instances: Collection[Instance]) -> list[Pin]:
+        """Who may still use one of these instances."""
+        found, current = set(instances), self.current
+        pins = (one for one in current.pins if not current.held_by(one).instances.isdisjoint(found))
+        return list(dict.fromkeys((*pins, *self.holdings.pins(instances))))
+
+    async def _keep_looking(self) -> None:
+        while self.holdings.unmatched:
+            with anyio.move_on_after(1):
+                return await self.supervisor.closing.wait()
+            self.look_again(self.holdings.unmatched)
+        self._looking_again = False
 
     # Stop
 
-    def drain(self) -> None:
-        """Stop the instances that nothing can use any more."""
-        # not by `remove`: generations are dicts, and equal ones are not the same
-        self.retired = [generation for generation in self.retired if generation.pinned]
-        in_force = (*self.originals.nodes, *self.current.plan.nodes)
-        wanted = {self.instances.get(node) for node in in_force} | {*self.pending.values()}
-        gone = []
-        self._held = set()
-        for instance in self.supervisor.instances:
-            if instance in wanted or instance.is_stopping:
-                continue
-            if any(generation.is_held(instance) for generation in self.retired):
-                self._held.add(instance)
-                continue
-            gone.append(instance)
+    def _stop_unused(self, candidates: Iterable[Instance]) -> None:
+        """Stop those that no plan and no request needs any more."""
+        unused = [
+            instance
+            for instance in dict.fromkeys(candidates)
+            if not (instance.is_stopping or instance in self.holdings or self._is_needed(instance))
+        ]
+        for instance in unused:
             if self.instances.get(instance.node) is instance:
                 del self.instances[instance.node]
-        self.supervisor.retire(gone)
-        unmatched = self._held and any(one.has_unmatched for one in self.retired)
-        if unmatched and not self._looking_again:
-            # Nobody tells when such a request gets to its route, which may need nothing.
-            self._looking_again = True
-            self.supervisor.tasks.detach(self._look_again, "draining")
+        self.supervisor.retire(unused)
 
-    async def _look_again(self) -> None:
-        with anyio.move_on_after(1):
-            return await self.supervisor.closing.wait()
-        self._looking_again = False
-        self.drain()
+    def _is_needed(self, instance: Instance) -> bool:
+        node = instance.node
+        is_latest = self.instances.get(node) is instance
+        is_planned = node in self.current.plan.nodes or node in self.originals.nodes
+        return self.pending.get(node) is instance or (is_latest and is_planned)
 
     async def close(self) -> None:
         """Stop everything, in reverse; then raise what went wrong on the way."""
         self.current.replaced.set()
         await self.supervisor.close()
-
-    def _forget_values(self) -> None:
-        """Let each site be worked out anew, and be found without what is gone."""
-        for generation in (self.current, *self.retired):
-            generation.clear()
 
 
 def _raise_failure(instances: list[Instance]) -> None:

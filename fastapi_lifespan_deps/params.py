@@ -29,12 +29,8 @@ from .exceptions import (
 )
 from .signature import Parameter, parameters, underlying
 
-# Where the generation that a request is pinned to stands in its ASGI scope, and the running
-# container in the lifespan state.
+# Where the pin of a request stands in its ASGI scope, and its run in the lifespan state.
 SCOPE_KEY = "fastapi_lifespan_deps"
-
-# Where a request that could not be pinned finds the router that it came through.
-ROUTER_KEY = "fastapi_lifespan_deps_router"
 
 NOTE = 'scope="lifespan"'
 
@@ -259,10 +255,10 @@ class Marker:
         return inspect.Signature([inspect.Parameter("connection", kind, annotation=HTTPConnection)])
 
     async def __call__(self, connection: HTTPConnection) -> Any:
-        generation = connection.scope.get(SCOPE_KEY)
-        if generation is None:
+        pin = connection.scope.get(SCOPE_KEY)
+        if pin is None:
             raise not_running(self.provider, connection)
-        return await generation.run.marked_value(generation, self, connection.scope)
+        return await pin.run.marked_value(pin, self, connection.scope)
 
 
 def _owner(call: Any) -> Hashable:
@@ -351,8 +347,9 @@ def not_running(
 ) -> UninitializedLifespanDependency:
     """Say why a request was pinned to no generation."""
     app = connection.scope.get("app")
-    # the router of an enclosing application, if the request came through one that is running
-    router = connection.scope.get(ROUTER_KEY) or getattr(app, "router", None)
+    # Starlette keeps the outermost router: a mounted application runs with that
+    routers = connection.scope.get("router"), getattr(app, "router", None)
+    router = next((one for one in routers if hasattr(one, "lifespan_runs")), None)
     runs = getattr(router, "lifespan_runs", None)
     if router is None or runs is None:
         problem = (

@@ -5,11 +5,10 @@ from functools import partial
 from typing import Literal
 
 import anyio
-from starlette.types import Scope
 
-from .collect import Site
+from .asking import Asker
 from .exceptions import RefreshError, name_of
-from .generation import ASKED_KEY, Generation, asking, labels
+from .generation import Pin, labels
 from .instance import Instance
 from .live import LiveValues, Provider
 from .overrides import OverridesInForce
@@ -40,11 +39,11 @@ class Refresher:
         provider: Provider,
         policy: Policy = "availability_preserving",
         drain_timeout: float | None = None,
-        scope: Scope | None = None,
+        container: Pin | None = None,
     ) -> "Draining":
         """Replace the instances of a provider, and of what depends on it, by fresh ones.
 
-        `scope` is that of the request whose container is asked.
+        `container` is the pin of the container that is asked, if it belongs to a request.
         """
         self._check_serving(provider)
         instance = self._live.inside()
@@ -56,7 +55,7 @@ class Refresher:
             )
         await self._overrides.apply()
         self._check_serving(provider)
-        askers = self._asking(scope)
+        asker = Asker(self._live, container)
         renewed = self._renewed(provider)
         under_way = self._under_way.get(provider)
         if under_way is None and policy == "resource_preserving" and drain_timeout is None:
@@ -64,12 +63,8 @@ class Refresher:
         policies = {other: policy for other, (policy, _) in self._under_way.items()}
         for other, its_policy in ({provider: policy} | policies).items():
             if its_policy == "resource_preserving":
-                self._check_asking(provider, other, askers)
-        for asked, _ in askers:
-            asked[ASKED_KEY] = True
-        if scope is not None:  # the middleware of a mounted application may have copied it
-            scope[ASKED_KEY] = True
-        self._live.drain()  # another refresh may be waiting for what the request lets go of
+                asker.check_waiting_for(provider, other, self._live.to_renew(other))
+        asker.let_go()
         if under_way is None:
             body = partial(self._refresh, provider, policy, drain_timeout, self._latest)
             work = self._live.supervisor.tasks.detach(body, f"refresh of {name_of(provider)}")
@@ -142,84 +137,22 @@ class Refresher:
             )
         return renewed
 
-    def _check_asking(
-        self,
-        provider: Provider,
-        withdrawn: Provider,
-        askers: list[tuple[Scope, Generation]],
-    ) -> None:
-        """Refuse a refresh that would wait for whoever asks for it.
-
-        It has to wait for another one that withdraws a value which they use; or is that one.
-        """
-        renewed = self._live.to_renew(withdrawn)
-        instance = self._live.inside()
-        if instance in self._live.replaced(renewed):
-            raise RefreshError(
-                provider,
-                f"`{name_of(instance.node.provider)}` asks for it, and would wait for its own end",
-                'Ask with policy="availability_preserving", or from elsewhere.',
-            )
-        for scope, generation in askers:
-            reach = generation.reach(scope)
-            # when it gets to it, other overrides may be in force: those of the request, say
-            nodes = renewed | generation.plan.standing_for(withdrawn)
-            if reach is None or any(one.node in nodes for one in reach.instances):
-                uses = "may use" if reach is None else "uses"
-                value = "the value" if withdrawn == provider else f"`{name_of(withdrawn)}`"
-                raise RefreshError(
-                    provider,
-                    f"the request that asks for it, {labels([scope])}, {uses} {value} itself, "
-                    "and would wait for its own end",
-                    "Ask from a route that does not declare the value, or with "
-                    'policy="availability_preserving".',
-                )
-
     def _check_lasting(self, provider: Provider, renewed: set[Node]) -> None:
         """Refuse a refresh that would wait for what keeps the value to the end."""
         holders = self._live.holders(self._live.replaced(renewed))
-        sites = [one for one in holders if isinstance(one, Site)]
-        if sites:
+        lasting = [pin for pin in holders if pin.is_lasting]
+        if lasting:
             raise RefreshError(
                 provider,
-                f"{labels(sites)} uses the value until the application stops",
+                f"{labels(lasting)} uses the value until the application stops",
                 "Give a drain_timeout, take the value out of its parameters, or use "
                 'policy="availability_preserving".',
             )
 
-    def _asking(self, scope: Scope | None = None) -> list[tuple[Scope, Generation]]:
-        """The requests that we are in, with the generation that each is pinned to.
-
-        `scope` is that of the request whose container is asked: maybe by a task of its own.
-        """
-        scopes = [*asking(), *([] if scope is None else [scope])]
-        by_identity = {id(one): one for one in scopes}
-        return [
-            (by_identity[identity], generation)
-            for generation in (self._live.current, *self._live.retired)
-            for identity in by_identity.keys() & generation.pinned
-        ]
-
     def check_waiting(self, draining: "Draining") -> None:
         """Refuse to let anybody wait for his own end, or for that of the application."""
-        impossible = partial(
-            RefreshError, draining.provider, asked="has an old value whose end cannot be awaited"
-        )
-        left = draining.left
-        for scope, generation in self._asking():
-            if not generation.reached(scope).isdisjoint(left):
-                raise impossible(
-                    f"the request that waits, {labels([scope])}, uses the old value itself",
-                    "Wait outside of the request, in a task that it has not started.",
-                )
-        if self._live.inside() in left:
-            raise impossible("it is the old value that waits", "Wait in a task of something else.")
-        sites = [one for one in self._live.holders(left) if isinstance(one, Site)]
-        if sites and not draining.is_bounded:
-            raise impossible(
-                f"{labels(sites)} uses it until the application stops",
-                "Take it out of its parameters, or give a drain_timeout.",
-            )
+        asker = Asker(self._live)
+        asker.check_waiting(draining.provider, draining.left, is_bounded=draining.is_bounded)
 
     async def _drain_within(self, draining: "Draining", seconds: float | None) -> None:
         """Wait until the old instances have ended; when the time is up, stop them."""
@@ -244,7 +177,7 @@ class Refresher:
             labels(holders) or "nobody, and takes its time to stop",
         )
 
-    def _left(self, draining: "Draining") -> tuple[list[Instance], list[Scope | Site]]:
+    def _left(self, draining: "Draining") -> tuple[list[Instance], list[Pin]]:
         left = self._live.supervisor.on_top_of(draining.left)
         return left, self._live.holders(left)
 

@@ -13,11 +13,12 @@ from fastapi import APIRouter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ._compat import called_by, hooked_router, lifespan_parts
+from .asking import serves_requests
 from .collect import Function, Route, collect_routes
 from .container import LifespanContainer
 from .exceptions import LifespanNotRunning, together
-from .generation import ASKED_KEY, Generation, serves_requests
-from .params import ROUTER_KEY, SCOPE_KEY
+from .generation import Pin
+from .params import SCOPE_KEY
 from .run import Run
 
 LifespanStart = Literal["sequential", "concurrent"]
@@ -86,7 +87,7 @@ class LifespanRouter(APIRouter):
         inner = self._inner
         if not self.is_pinning:
             return await inner(scope, receive, send)
-        outer: Generation | None = scope.get(SCOPE_KEY)
+        outer: Pin | None = scope.get(SCOPE_KEY)
         if outer is not None and outer.run.covers(self):
             return await inner(scope, receive, send)
         if scope["type"] != "http":
@@ -98,15 +99,17 @@ class LifespanRouter(APIRouter):
         if run is None or run.thread != get_ident() or not run.is_running():
             run = self.find_run(scope)
             if run is None:  # what needs a value says why there is none
-                scope[ROUTER_KEY] = self
                 return await inner(scope, receive, send)
         overrides, live = run.overrides, run.live
         if (run.app.dependency_overrides or overrides.must_compare) and overrides.have_changed():
             await overrides.apply()
-        identity = id(scope)
-        scope[SCOPE_KEY] = generation = live.current
-        pinned = generation.pinned
-        pinned[identity] = scope
+        generation = live.current
+        scope[SCOPE_KEY] = pin = Pin()
+        pin.holder = scope
+        pin.generation = generation
+        pin.run = run
+        pins = generation.pins
+        pins[pin] = None
         try:
             await inner(scope, receive, send)
         finally:
@@ -114,10 +117,9 @@ class LifespanRouter(APIRouter):
             # one may send the same scope again: nothing of it stays behind.
             scope[SCOPE_KEY] = outer
             if generation is live.current:
-                del pinned[identity]
+                del pins[pin]
             else:
-                live.release(generation, scope)
-                scope.pop(ASKED_KEY, None)
+                live.release(pin)
 
     async def lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette refuses to start if there is a state and the server has no room for it. Our
@@ -285,8 +287,8 @@ def _closing(scope: Scope, send: Send) -> Send:
         if (
             kind == "websocket.http.response.start"
             and message["status"] == 503
-            and (generation := scope.get(SCOPE_KEY)) is not None
-            and (generation.withdrawn or generation.run.live.withdrawn)
+            and (pin := scope.get(SCOPE_KEY)) is not None
+            and (pin.generation.withdrawn or pin.run.live.withdrawn)
         ):
             is_denied = True
             if not is_accepted:

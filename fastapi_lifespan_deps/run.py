@@ -6,11 +6,11 @@ from typing import Any
 
 from starlette.types import Scope
 
-from ._compat import exit_stack, overrides_provider
+from ._compat import overrides_provider
 from .binding import BoundCall, bind
 from .collect import Function, Route, Sources
 from .exceptions import UninitializedLifespanDependency
-from .generation import Generation
+from .generation import Generation, Pin
 from .instance import ended_by_itself
 from .live import LiveValues
 from .overrides import OverridesInForce
@@ -24,7 +24,7 @@ class Run:
 
     def __init__(self, app: Any, *, concurrent: bool = False) -> None:
         self.app = app
-        self.live = LiveValues(app, self, concurrent=concurrent)
+        self.live = LiveValues(app, concurrent=concurrent)
         self._sources = Sources()
         self.overrides = OverridesInForce(app, self._sources, self.live)
         self.refresher = Refresher(self.live, self.overrides)
@@ -83,19 +83,19 @@ class Run:
         if not self.is_empty:
             self.refresher.keep_refreshing()
 
-    async def marked_value(self, generation: Generation, marker: Marker, scope: Scope) -> Any:
+    async def marked_value(self, pin: Pin, marker: Marker, scope: Scope) -> Any:
         """The value for a marker that FastAPI calls itself, where the route was not bound."""
         if marker.use_cache or marker.place:
             key = Key(marker.provider, marker.place)
+            generation = pin.generation
             if (overrides_provider(scope), key) not in generation.plan.resolved:
                 # FastAPI takes the override that is there when it gets to it. If that was set
                 # after the request arrived, the request is pinned to its values as well.
                 await self.overrides.apply()
-                if generation is not self.current:
-                    # A middleware may have copied the scope: only FastAPI knows when it ends.
-                    generation = self.current
-                    generation.pinned[id(scope)] = scope
-                    exit_stack(scope).callback(self.live.release, generation, scope)
+                generation = self.current
+                if generation not in pin.generations:
+                    pin.others += (generation,)
+                    generation.pins[pin] = None
             return generation.value(overrides_provider(scope), key)
         raise UninitializedLifespanDependency(
             marker.provider,
