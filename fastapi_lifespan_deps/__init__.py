@@ -2,6 +2,7 @@
 
 from .applications import LifespanFastAPI, enable_lifespan_scope
 from .container import LifespanContainer, get_container
+from .events import LifespanEvent
 from .exceptions import (
     DependencyCycleError,
     DependencyScopeError,
@@ -26,6 +27,7 @@ __all__ = [
     "InvalidLifespanDependency",
     "LifespanContainer",
     "LifespanDependencyError",
+    "LifespanEvent",
     "LifespanFastAPI",
     "LifespanNotRunning",
     "LifespanTimeout",

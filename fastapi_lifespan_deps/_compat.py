@@ -4,6 +4,7 @@
 """
 
 import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -13,6 +14,8 @@ from fastapi.dependencies.models import Dependant
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Host, Mount, Route, Router, WebSocketRoute
 from starlette.types import ASGIApp
+
+NOTHING = Dependant()
 
 
 def effective_routes(router: Any) -> Iterator[Any]:
@@ -66,7 +69,7 @@ def matched_dependant(scope: Any) -> Dependant | None:
     if isinstance(route, Route | WebSocketRoute) or (
         isinstance(route, Mount | Host | None) and is_stranger
     ):
-        return dependant or Dependant()  # a route of Starlette's, or a stranger, solves nothing
+        return dependant or NOTHING  # a route of Starlette's, or a stranger, solves nothing
     return dependant
 
 
@@ -90,24 +93,47 @@ def overrides_provider(scope: Any) -> Any:
     return getattr(route, "dependency_overrides_provider", scope.get("app"))
 
 
-def keep_endpoint_context(bound: Callable[..., Any], call: Callable[..., Any]) -> None:
-    """Let validation errors go on naming the file and line of `call`, which `bound` stands for."""
+class EndpointContexts:
+    """What validation errors say of the endpoints of an application: their file and line.
+
+    FastAPI remembers that for the whole process, by the id of an endpoint. For callables that
+    stand for others it is noted here, and forgotten with the application: they may live longer,
+    in FastAPI's caches.
+    """
+
     # routing._endpoint_context_cache, routing._extract_endpoint_context: 0.123.9 and later.
     # The latter reads source files: too slow for thousands of functions, and not needed there.
-    cache = getattr(routing, "_endpoint_context_cache", None)
-    code = getattr(call, "__code__", None)
-    if cache is None:  # pragma: no cover - FastAPI 0.123.8 and before
-        return
-    if inspect.isclass(call):
-        cache[id(bound)] = routing._extract_endpoint_context(call)
-    elif code is None:
-        cache[id(bound)] = {}
-    else:
-        cache[id(bound)] = {
-            "file": code.co_filename,
-            "line": inspect.unwrap(call).__code__.co_firstlineno,
-            "function": call.__name__,
-        }
+
+    def __init__(self, application: Any) -> None:
+        self._known: dict[int, Any] | None = getattr(routing, "_endpoint_context_cache", None)
+        self._ours: dict[int, Any] = {}
+        if self._known is not None:  # pragma: no branch - FastAPI 0.123.8 and before
+            weakref.finalize(application, _forget, self._known, self._ours).atexit = False
+
+    def keep(self, bound: Callable[..., Any], call: Callable[..., Any]) -> None:
+        """Let errors of `bound` go on naming `call`, which it stands for."""
+        code = getattr(call, "__code__", None)
+        if self._known is None:  # pragma: no cover - FastAPI 0.123.8 and before
+            return
+        if inspect.isclass(call):
+            context = dict(routing._extract_endpoint_context(call))
+        elif code is None:
+            context = {}
+        else:
+            context = {
+                "file": code.co_filename,
+                "line": inspect.unwrap(call).__code__.co_firstlineno,
+                "function": call.__name__,
+            }
+        self._known[id(bound)] = self._ours[id(bound)] = context
+        # FastAPI may build the route anew: then the id may soon be another's
+        weakref.finalize(bound, _forget, self._known, {id(bound): context}).atexit = False
+
+
+def _forget(known: dict[int, Any], ours: dict[int, Any]) -> None:
+    for key, context in ours.items():
+        if known.get(key) is context:
+            del known[key]
 
 
 def called_by(call: Callable[..., Any], router: Any) -> ASGIApp:

@@ -6,7 +6,9 @@ from typing import Any, TypeVar
 from fastapi import FastAPI
 
 from .container import LifespanContainer
-from .routing import LifespanRouter, LifespanStart
+from .events import LifespanEvent
+from .lifespan import LifespanStart
+from .routing import LifespanRouter
 
 App = TypeVar("App", bound=FastAPI)
 
@@ -24,6 +26,10 @@ class LifespanFastAPI(FastAPI):
         lifespan_start: `"sequential"`, the default, starts one lifespan dependency after the
             other, and stops them in reverse. `"concurrent"` starts each as soon as what it
             depends on has started, and stops each as soon as what depends on it has stopped.
+        on_lifespan_event: a listener, which is given a `LifespanEvent` whenever something happens
+            to a lifespan dependency: a plain function, called in the event loop of the
+            application, once for each event, in order. It must not block. What it raises is
+            logged, and harms nothing.
         **options: FastAPI's other arguments.
 
     Example:
@@ -43,10 +49,13 @@ class LifespanFastAPI(FastAPI):
         *,
         lifespan: Callable[..., Any] | None = None,
         lifespan_start: LifespanStart | None = None,
+        on_lifespan_event: Callable[[LifespanEvent], object] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(lifespan=lifespan, **options)
-        enable_lifespan_scope(self, lifespan_start=lifespan_start)
+        enable_lifespan_scope(
+            self, lifespan_start=lifespan_start, on_lifespan_event=on_lifespan_event
+        )
 
     @property
     def lifespan_container(self) -> LifespanContainer:
@@ -68,11 +77,17 @@ class LifespanFastAPI(FastAPI):
         return router.lifespan_container
 
 
-def enable_lifespan_scope(app: App, *, lifespan_start: LifespanStart | None = None) -> App:
+def enable_lifespan_scope(
+    app: App,
+    *,
+    lifespan_start: LifespanStart | None = None,
+    on_lifespan_event: Callable[[LifespanEvent], object] | None = None,
+) -> App:
     """Give an application whose class is fixed what a `LifespanFastAPI` has.
 
     Call it before the application starts; where it stands among the routes makes no difference.
-    A second call changes nothing but `lifespan_start`, if it is given (see `LifespanFastAPI`).
+    A second call changes nothing but `lifespan_start` and `on_lifespan_event`, if they are given
+    (see `LifespanFastAPI`): the new listener takes the place of the old one.
     Returns the application itself. Its running container is `app.router.lifespan_container`.
 
     Example:
@@ -80,5 +95,5 @@ def enable_lifespan_scope(app: App, *, lifespan_start: LifespanStart | None = No
         app = enable_lifespan_scope(create_app())
         ```
     """
-    LifespanRouter.adopt(app.router, lifespan_start)
+    LifespanRouter.adopt(app.router, lifespan_start, on_lifespan_event)
     return app

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from .exceptions import RefreshError, name_of
 from .generation import Generation, Pin, labels
 from .instance import Instance
-from .live import LiveValues, Provider
-from .plan import Node
+from .live import LiveValues
+from .plan import Node, Provider
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -71,7 +71,7 @@ class Asker:
         for pin, generation in self.pinned:
             reachable = generation.reachable_by(pin)
             # when it gets to it, other overrides may be in force: those of the request, say
-            nodes = {*renewed, *generation.plan.standing_for(withdrawn)}
+            nodes = {*renewed, *generation.plan.nodes_behind(withdrawn)}
             if reachable is None or any(one.node in nodes for one in reachable.instances):
                 uses = "may use" if reachable is None else "uses"
                 value = "the value" if withdrawn == provider else f"`{name_of(withdrawn)}`"

@@ -5,7 +5,8 @@ import functools
 import inspect
 import operator
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from types import GeneratorType
 from typing import Any
 
 from fastapi import params
@@ -13,48 +14,94 @@ from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_dependant
 from starlette.requests import HTTPConnection
 
-from ._compat import keep_endpoint_context
+from ._compat import EndpointContexts
+from .absence import not_running
 from .collect import Route, Site, lifespan_children
-from .params import SCOPE_KEY, Key, Marker, not_running
+from .params import SCOPE_KEY, Key, Marker
 from .plan import Domain
-from .signature import Parameter, typed_signature, underlying
+from .signature import Parameter, runs_in_thread, typed_signature, underlying
 
 # FastAPI's dependants belong to the application, not to a run: two runs that start in two
 # threads must not bind one of them twice.
 _one_at_a_time = threading.Lock()
 
 
-def bind(route: Route, bound: "dict[tuple[int, int], BoundCall]") -> None:
-    """Rewrite what serves `route`, once; what needs no values is left as it is.
-
-    What was bound for one route, kept in `bound`, serves the others of its application too.
+class Binder:
+    """Makes the routes of an application take their values from the generation of a request.
 
     A FastAPI dependency costs microseconds per request whatever it does, so lifespan
     dependencies leave the dependant. Instead its `call` becomes a callable that takes the
     connection, finds the generation in its scope, and there what has all values already.
     """
-    with _one_at_a_time:
-        dependant, domain = route.dependant, route.domain
-        keys = lifespan_children(dependant, route)
+
+    def __init__(self, application: Any) -> None:
+        self._application = application
+        # What was bound for one route serves the others of its application too. The objects of
+        # which these are the ids live as long as the routes.
+        self._bound: dict[tuple[int, int], BoundCall] = {}
+        self._contexts: dict[int, EndpointContexts] = {}
+
+    def bind(self, route: Route) -> None:
+        """Rewrite what serves a route, once; what needs no values is left as it is."""
+        with _one_at_a_time:
+            dependant = route.dependant
+            keys = lifespan_children(dependant, route)
+            others = [one for index, one in enumerate(dependant.dependencies) if index not in keys]
+            kept = self._kept(route, keys)
+            # what an endpoint uses through others is held for its thread, too
+            is_held = not all(map(operator.is_, kept, others)) and runs_in_thread(dependant.call)
+            if route.is_called and (keys or is_held):
+                self._bind_endpoint(route, keys)
+            dependant.dependencies[:] = kept
+
+    def _kept(self, route: Route, keys: Mapping[int, Key]) -> list[Dependant]:
+        """The dependencies that FastAPI goes on to solve."""
         kept = []
-        for index, child in enumerate(dependant.dependencies):
+        for index, child in enumerate(route.dependant.dependencies):
             if index not in keys:
-                kept.append(_bound(child, domain, bound))
+                kept.append(self._bind_dependency(child, route.domain))
             elif not route.is_called:
                 key = keys[index]
                 marker = Marker(key.provider, key.place is None, key.place, key.options)
                 kept.append(get_dependant(path=child.path or "", call=marker))
-        if keys and route.is_called:
-            call = dependant.call
-            assert call is not None
-            # No parameter can have this name, and nobody reads an endpoint's signature again.
-            name = dependant.http_connection_param_name or "lifespan connection"
-            keep = name == dependant.http_connection_param_name
-            dependant.call = _injecting(_site(dependant, domain, keys), name, keep)
-            functools.update_wrapper(dependant.call, call, updated=())
-            keep_endpoint_context(dependant.call, call)
-            dependant.http_connection_param_name = name
-        dependant.dependencies[:] = kept
+        return kept
+
+    def _bind_endpoint(self, route: Route, keys: Mapping[int, Key]) -> None:
+        dependant, call = route.dependant, route.dependant.call
+        assert call is not None
+        # No parameter can have this name, and nobody reads an endpoint's signature again.
+        name = dependant.http_connection_param_name or "lifespan connection"
+        keep = name == dependant.http_connection_param_name
+        dependant.call = bound = injecting(_site(dependant, route.domain, keys), name, keep)
+        functools.update_wrapper(bound, call, updated=())
+        dependant.http_connection_param_name = name
+        application = route.domain or self._application
+        if id(application) not in self._contexts:
+            self._contexts[id(application)] = EndpointContexts(application)
+        self._contexts[id(application)].keep(bound, call)
+
+    def _bind_dependency(self, dependant: Dependant, domain: Domain) -> Dependant:
+        """A request-scoped dependency, bound; the same one if nothing in it takes values."""
+        keys = lifespan_children(dependant)
+        others = [child for index, child in enumerate(dependant.dependencies) if index not in keys]
+        kept = [self._bind_dependency(child, domain) for child in others]
+        if not keys and all(map(operator.is_, kept, others)):
+            return dependant
+        identity = id(dependant.call), id(domain)
+        call = self._bound.get(identity)
+        if call is None:
+            below = {child.name: child.call for child in kept if isinstance(child.call, BoundCall)}
+            site = _site(dependant, domain, keys)
+            call = self._bound[identity] = BoundCall(dependant, site, below)
+        if dependant.call != call:  # its own `__eq__` knows no stranger: overrides would miss it
+            return dependant
+        # a fresh object: 0.123.5 remembers the call of the old one
+        return dataclasses.replace(
+            dependant,
+            call=call,
+            dependencies=kept,
+            http_connection_param_name=call.connection_parameter,
+        )
 
 
 class BoundCall:
@@ -82,10 +129,10 @@ class BoundCall:
         ]
         self._call = call
         self.connection_parameter = dependant.http_connection_param_name
-        if site.parameters:
+        if site.parameters or runs_in_thread(call):
             self.__lifespan_site__ = site
             name = self.connection_parameter or _unused_name(signature)
-            self._call = _injecting(site, name, keep=name == self.connection_parameter)
+            self._call = injecting(site, name, keep=name == self.connection_parameter)
             if name != self.connection_parameter:
                 self.connection_parameter = name
                 kind = inspect.Parameter.KEYWORD_ONLY
@@ -103,32 +150,6 @@ class BoundCall:
 
     def __hash__(self) -> int:
         return hash(self.__wrapped__)
-
-
-def _bound(
-    dependant: Dependant, domain: Domain, bound: dict[tuple[int, int], BoundCall]
-) -> Dependant:
-    """A request-scoped dependency, bound; the same one if nothing in it takes values."""
-    keys = lifespan_children(dependant)
-    others = [child for index, child in enumerate(dependant.dependencies) if index not in keys]
-    kept = [_bound(child, domain, bound) for child in others]
-    if not keys and all(map(operator.is_, kept, others)):
-        return dependant
-    # The objects live as long as the routes that are being bound.
-    identity = id(dependant.call), id(domain)
-    call = bound.get(identity)
-    if call is None:
-        below = {child.name: child.call for child in kept if isinstance(child.call, BoundCall)}
-        call = bound[identity] = BoundCall(dependant, _site(dependant, domain, keys), below)
-    if dependant.call != call:  # its own `__eq__` knows no stranger: overrides would miss it
-        return dependant
-    # a fresh object: 0.123.5 remembers the call of the old one
-    return dataclasses.replace(
-        dependant,
-        call=call,
-        dependencies=kept,
-        http_connection_param_name=call.connection_parameter,
-    )
 
 
 def _site(dependant: Dependant, domain: Domain, keys: Mapping[int, Key]) -> Site:
@@ -155,7 +176,7 @@ def _redirected(parameter: inspect.Parameter, call: BoundCall | None) -> inspect
     return parameter.replace(default=depends, annotation=Any)
 
 
-def _injecting(site: Site, connection_parameter: str, keep: bool) -> Callable[..., Any]:
+def injecting(site: Site, connection_parameter: str, keep: bool) -> Callable[..., Any]:
     """The callable of `site` with its values; the hot path of every request."""
     take = operator.getitem if keep else dict.pop
 
@@ -164,11 +185,39 @@ def _injecting(site: Site, connection_parameter: str, keep: bool) -> Callable[..
         connection = take(values, connection_parameter)
         pin = connection.scope.get(SCOPE_KEY)
         if pin is None:
-            raise not_running(site.parameters[0][1].provider, connection)
+            raise not_running(site.parameters[0][1].provider, connection.scope)
         return pin.generation[site](**values)
 
-    bound.__lifespan_site__ = site  # type: ignore[attr-defined]  # found again by collect.py
-    return bound
+    def bound_in_thread(**values: Any) -> Any:
+        connection = take(values, connection_parameter)
+        pin = connection.scope.get(SCOPE_KEY)
+        if pin is None:
+            if site.parameters:
+                raise not_running(site.parameters[0][1].provider, connection.scope)
+            return site.call(**values)  # what it needs was overridden
+        with pin.in_thread():
+            result = pin.generation[site](**values)
+        return HeldGenerator(result, pin) if isinstance(result, GeneratorType) else result
+
+    chosen = bound_in_thread if runs_in_thread(site.call) else bound
+    chosen.__lifespan_site__ = site  # type: ignore[attr-defined]  # found again by collect.py
+    return chosen
+
+
+class HeldGenerator(Generator[Any, Any, Any]):
+    """A generator of a request, each step of which is run in a worker thread."""
+
+    def __init__(self, generator: Generator[Any, Any, Any], pin: Any) -> None:
+        self._generator = generator
+        self._pin = pin
+
+    def send(self, value: Any) -> Any:
+        with self._pin.in_thread():
+            return self._generator.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        with self._pin.in_thread():
+            return self._generator.throw(*error)
 
 
 def _unused_name(signature: inspect.Signature) -> str:

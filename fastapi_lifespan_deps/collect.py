@@ -2,7 +2,6 @@
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from .params import (
     requirement,
 )
 from .plan import Declaration, Domain, Overrides
-from .signature import parameters
+from .signature import Parameter, parameters
 
 
 class Site:
@@ -84,32 +83,34 @@ class Route(NamedTuple):
         return declared(self.dependant, self.domain, overrides, path, self)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Function:
-    """A startup hook, a shutdown hook or a lifespan function, which may take values too."""
+class LifecycleFunction:
+    """A startup hook, a shutdown hook or a lifespan function, which may take values too.
 
-    function: Callable[..., Any]
-    domain: Domain
-    passed: int = 0  # the number of leading arguments that the caller passes himself
-    site: Site = field(init=False)
+    Its signature is read once.
+    """
+
+    def __init__(self, function: Callable[..., Any], domain: Domain, passed: int = 0) -> None:
+        self.function = function
+        self.domain = domain
+        # without the leading arguments that the caller passes himself
+        self._parameters = parameters(function)[passed:]
+        keys = ((one.name, self._key(one)) for one in self._parameters)
+        found = tuple((name, key) for name, key in keys if key is not None)
+        self.site = Site(domain, found, function)
 
     @property
     def target(self) -> Callable[..., Any]:
         return self.function
 
-    def __post_init__(self) -> None:
-        found = []
-        for parameter in parameters(self.function)[self.passed :]:
-            if isinstance(parameter.marker, params.Depends):
-                marker = lifespan_marker(parameter.marker, parameter.annotation)
-                if marker is not None:
-                    key = marker.key(self.function, parameter.name)
-                    found.append((parameter.name, key))
-        object.__setattr__(self, "site", Site(self.domain, tuple(found), self.function))
+    def _key(self, parameter: Parameter) -> Key | None:
+        if not isinstance(parameter.marker, params.Depends):
+            return None
+        marker = lifespan_marker(parameter.marker, parameter.annotation)
+        return None if marker is None else marker.key(self.function, parameter.name)
 
     def declarations(self, overrides: Overrides) -> Iterator[Declaration]:
         top = Step(name_step(self.function), self.function, "runs with the lifespan")
-        for parameter in parameters(self.function)[self.passed :]:
+        for parameter in self._parameters:
             if isinstance(parameter.marker, params.Depends):
                 is_given = parameter.default is not parameter.marker and parameter.has_default
             else:  # where nothing is injected, it is called as FastAPI calls it
@@ -124,13 +125,15 @@ class Sources:
     """All that declares something: routes, hooks, lifespan functions."""
 
     def __init__(self) -> None:
-        self._sources: list[Route | Function] = []
-        self._others: list[Function] = []
+        self._sources: list[Route | LifecycleFunction] = []
+        self._others: list[LifecycleFunction] = []
 
-    def __iter__(self) -> Iterator[Route | Function]:
+    def __iter__(self) -> Iterator[Route | LifecycleFunction]:
         return iter(self._sources)
 
-    def update(self, sources: Iterable[Route | Function], others: Iterable[Function]) -> bool:
+    def update(
+        self, sources: Iterable[Route | LifecycleFunction], others: Iterable[LifecycleFunction]
+    ) -> bool:
         """Take these for what there was, and keep the others. Return whether anything is new."""
         known = {id(source.target) for source in self._sources}
         self._others += others

@@ -9,11 +9,12 @@ from starlette.requests import HTTPConnection
 from typing_extensions import TypeVar
 
 from ._compat import overrides_provider
+from .absence import not_running
 from .generation import Generation, Pin
-from .params import SCOPE_KEY, Key, in_seconds, not_running
+from .params import SCOPE_KEY, Key, in_seconds
 from .plan import Domain
 from .refresh import Draining, Policy
-from .run import Run
+from .run import Run, Runs
 
 T = TypeVar("T")
 D = TypeVar("D", default=None)
@@ -55,9 +56,9 @@ class LifespanContainer:
 
     @property
     def _generation(self) -> Generation:
-        if self._pin is None or self._pin.has_asked:
+        if self._pin is None or self._pin.has_asked or self._pin.everything_of is None:
             return self._run.current
-        return self._pin.generation
+        return self._pin.everything_of
 
     async def refresh(
         self,
@@ -166,12 +167,13 @@ async def get_container(connection: HTTPConnection) -> LifespanContainer:
     scope = connection.scope
     pin: Pin | None = scope.get(SCOPE_KEY)
     if pin is not None:
+        pin.run.live.give_everything(pin)
         return LifespanContainer(pin.run, overrides_provider(scope), pin)
     app = scope.get("app")
-    find_run = getattr(getattr(app, "router", None), "find_run", None)
-    run: Run | None = find_run and find_run(scope)
+    runs: Runs | None = getattr(getattr(app, "router", None), "lifespan_runs", None)
+    run = None if runs is None else runs.find(scope)
     if run is None or run.is_empty:
-        raise not_running(get_container, connection)
+        raise not_running(get_container, scope)
     return LifespanContainer(run, app)
 
 

@@ -182,7 +182,10 @@ class LifespanNotRunning(LifespanDependencyError):
         super().__init__(f"There is no lifespan container: {problem}. {advice}")
 
 
-def together(
+STOPPING = "several errors while stopping"
+
+
+def combined(
     failure: BaseException | None,
     others: Iterable[BaseException],
     *,
@@ -201,9 +204,18 @@ def together(
             failure.add_note(f"{heading}\n{''.join(lines)}")
         return failure
     failures = [*([] if failure is None else [failure]), *others]
-    if len(failures) > 1:
-        return BaseExceptionGroup("several errors while stopping", failures)
-    return failures[0] if failures else None
+    return grouped(STOPPING, failures)
+
+
+def grouped(message: str, errors: Sequence[BaseException]) -> BaseException | None:
+    """One error as it is, several as a group; those of a group with the same message join it."""
+    found: list[BaseException] = []
+    for error in errors:
+        if isinstance(error, BaseExceptionGroup) and error.message == message:
+            found += error.exceptions
+        else:
+            found.append(error)
+    return BaseExceptionGroup(message, found) if len(found) > 1 else found[0] if found else None
 
 
 def name_of(call: object) -> str:
@@ -250,5 +262,7 @@ def draw(path: Sequence[Step]) -> str:
 
 def _relative(file: str) -> str:
     """A short name for a file below the current directory."""
-    here = os.getcwd() + os.sep
-    return file.removeprefix(here)
+    try:
+        return file.removeprefix(os.getcwd() + os.sep)
+    except OSError:  # it is gone
+        return file

@@ -1,25 +1,23 @@
 """A generation: one consistent set of live values, and the pins of those who use it."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
-from anyio import Event
 from fastapi.dependencies.models import Dependant
 from starlette.types import Scope
 
 from ._compat import matched_dependant, overrides_provider, route_label
+from .absence import Absence, invalid_override, many_places, not_declared, stopped
 from .collect import Site, declared
-from .exceptions import (
-    UnavailableLifespanDependency,
-    UninitializedLifespanDependency,
-    name_of,
-)
-from .instance import Instance, ended_by_itself
+from .exceptions import name_of
+from .instance import Instance
 from .params import Key
 from .plan import Domain, Node, Plan
+from .tasks import call_soon
 
 
 class Pin:
@@ -34,7 +32,11 @@ class Pin:
     generation: "Generation"
     run: Any = None  # it is further down the data flow: who finds a pin finds it so
     others: "tuple[Generation, ...]" = ()  # later ones, whose values it has been given too
-    has_asked: bool = False  # for a refresh: then its container gives it the new values
+    everything_of: "Generation | None" = None  # which it has been given by the container
+    has_asked: bool = False  # for a refresh: then the container gives it the new values
+    has_passed_on: bool = False  # with a copy of its scope, which gets to the route instead
+    threads: int = 0  # that work for it; one may go on after it has ended
+    is_over: bool = False  # but for its threads
 
     @property
     def is_lasting(self) -> bool:
@@ -44,19 +46,32 @@ class Pin:
     @property
     def generations(self) -> "tuple[Generation, ...]":
         """Those whose values it may still use."""
-        return self.generation, *self.others
+        everything_of = () if self.everything_of is None else (self.everything_of,)
+        return tuple(dict.fromkeys((self.generation, *self.others, *everything_of)))
+
+    @contextmanager
+    def in_thread(self) -> Iterator[None]:
+        """Hold the values until a worker thread of the request has ended.
+
+        A cancellation by asyncio ends a request, but not the thread that works for it.
+        """
+        with self.generation.lock:
+            self.threads += 1
+            has_ended = self not in self.generation.pins
+        try:
+            if has_ended:
+                raise RuntimeError("the request has ended")
+            yield
+        finally:
+            with self.generation.lock:
+                self.threads -= 1
+                is_last = self.is_over and not self.threads
+            if is_last:
+                call_soon(self.run.loop, self.run.live.release, self)
 
     def __str__(self) -> str:
         holder = self.holder
         return f"`{name_of(holder.call)}`" if isinstance(holder, Site) else route_label(holder)
-
-
-@dataclass(frozen=True, slots=True)
-class Withdrawn:
-    """Why a node has no instance: a refresh has stopped it, and not started it again."""
-
-    retry_after: int
-    failure: BaseException | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +81,9 @@ class Reachable:
     of: Dependant | Site | None  # kept alive, so that its id tells it from others
     instances: frozenset[Instance]
     by_container: bool = False  # through the container any other as well, until it asks
+
+
+NOTHING = Reachable(None, frozenset())
 
 
 class Generation(dict[Site, Callable[..., Any]]):
@@ -83,24 +101,21 @@ class Generation(dict[Site, Callable[..., Any]]):
         self,
         plan: Plan,
         instances: Mapping[Node, Instance],
-        failures: Mapping[Node, BaseException],
-        withdrawn: Mapping[Node, Withdrawn],
+        absent: Mapping[Node, Absence],
     ) -> None:
         self.plan = plan
         self.instances = {node: instances[node] for node in plan.nodes if node in instances}
-        self.failures = failures
-        self.withdrawn = withdrawn
+        self.absent = absent
         # Who is pinned to it; when it isn't current any more, with what he holds.
         self.pins: dict[Pin, Reachable | None] = {}
-        self.replaced = Event()  # another one is current, or the run ends
         self._everything: Reachable | None = None
         self._reachable: dict[int, Reachable] = {}
         self._is_current = True
         # A synchronous endpoint asks in a worker thread; what dies meanwhile must not be kept.
-        self._lock = Lock()
+        self.lock = Lock()
 
     def __missing__(self, site: Site) -> Callable[..., Any]:
-        with self._lock:
+        with self.lock:
             filled = site.filled(self.values_of(site))
             if self._is_current:
                 self[site] = filled
@@ -113,52 +128,37 @@ class Generation(dict[Site, Callable[..., Any]]):
 
     def clear(self) -> None:
         """Let each site be worked out anew, and be found without what is gone."""
-        with self._lock:
+        with self.lock:
             super().clear()
 
     def retire(self) -> None:
         """Keep nothing any more: another one is current."""
-        with self._lock:
+        with self.lock:
             self._is_current = False
             super().clear()
-        self.replaced.set()
 
     def value(self, domain: Domain, key: Key) -> Any:
         """The live value of a key. Raise `UninitializedLifespanDependency` if there is none."""
-        found = self.plan.resolved.get((domain, key)) or self.plan.resolved.get((None, key))
-        if found is None and any(
-            (domain, key.provider) == (other, placed.provider)
-            for other, placed in self.plan.resolved
-        ):
-            raise UninitializedLifespanDependency(
-                key.provider,
-                "it has use_cache=False wherever it is declared here, so there is no one value",
-                "Declare it as a parameter, or once with the default use_cache=True.",
-            )
+        resolved = self.plan.resolved
+        found = resolved.get((domain, key)) or resolved.get((None, key))
         if found is None:
-            raise UninitializedLifespanDependency(
-                key.provider,
-                "nothing asked for it when the application started",
-                "Declare it in a route, a dependency or a hook that exists at startup; routes "
-                "that the lifespan function adds count.",
-            )
+            placed = (one for one, _ in self.plan.behind.get(key.provider, ()))
+            raise (many_places if domain in placed else not_declared)(key.provider)
         if not isinstance(found, Node):
-            raise self._failed(key, "the override that is in force is not valid") from found
+            raise invalid_override(key.provider, found)
         instance = self.instances.get(found)
-        if instance is None and found in self.withdrawn:
-            raise self._withdrawn(key, self.withdrawn[found])
         if instance is None:
-            raise self._failed(key, "it failed to start") from self.failures.get(found)
+            raise self.absent.get(found, Absence()).error(key.provider)
         if instance.died_of is not None:
-            raise ended_by_itself(instance.died_of)
+            raise instance.died_of.death()
         if not instance.is_alive:
-            raise UninitializedLifespanDependency(
-                key.provider,
-                "it has been stopped",
-                "The application is stopping, or a refresh or another override has replaced it and "
-                "nobody knew, or waited any longer, for this request to use the old value.",
-            )
+            raise stopped(key.provider)
         return instance.value
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether each of its values may still be used."""
+        return all(instance.is_alive for instance in self.instances.values())
 
     @property
     def everything(self) -> Reachable:
@@ -171,7 +171,8 @@ class Generation(dict[Site, Callable[..., Any]]):
         reachable = self.reachable_by(pin)
         if reachable is None:
             return self.everything
-        return self.everything if reachable.by_container and not pin.has_asked else reachable
+        by_container = reachable.by_container or pin.everything_of is self
+        return self.everything if by_container and not pin.has_asked else reachable
 
     def reachable_by(self, pin: Pin) -> Reachable | None:
         """What it may use by its declarations; None for a request that hasn't got to its route."""
@@ -180,7 +181,7 @@ class Generation(dict[Site, Callable[..., Any]]):
             keys = ((holder.domain, key) for _, key in holder.parameters)
             return Reachable(holder, self._resolved(keys))
         if (dependant := matched_dependant(holder)) is None:
-            return None
+            return NOTHING if pin.has_passed_on else None
         reachable = self._reachable.get(id(dependant))
         if reachable is None:
             domain = overrides_provider(holder)
@@ -206,21 +207,6 @@ class Generation(dict[Site, Callable[..., Any]]):
                 found.add(instance)
                 left += instance.dependencies
         return frozenset(found)
-
-    def _failed(self, key: Key, problem: str) -> UninitializedLifespanDependency:
-        return UninitializedLifespanDependency(
-            key.provider, problem, "The exception that caused this one says why."
-        )
-
-    def _withdrawn(self, key: Key, withdrawn: Withdrawn) -> UnavailableLifespanDependency:
-        if withdrawn.failure is None:
-            problem, advice = "it is being refreshed", "Try again when that is done."
-        else:
-            problem = "a refresh has stopped it, and failed to start it again"
-            advice = "The exception that caused this one says why. Refresh it again."
-        error = UnavailableLifespanDependency(key.provider, problem, advice, withdrawn.retry_after)
-        error.__cause__ = withdrawn.failure
-        return error
 
 
 def labels(pins: Iterable[Pin]) -> str:

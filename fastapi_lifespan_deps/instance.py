@@ -19,18 +19,20 @@ from anyio import (
     move_on_after,
 )
 
+from .absence import ended_by_itself
 from .entering import entered
+from .events import Events
 from .exceptions import (
     LifespanTimeout,
     Step,
     UninitializedLifespanDependency,
+    combined,
     name_of,
-    together,
     where,
 )
 from .plan import Node
 from .signature import underlying
-from .tasks import Tasks, finished, logger
+from .tasks import Tasks, finished
 
 # How many synchronous dependencies of one run may be starting or stopping at a time.
 MAX_THREADS = 8
@@ -64,8 +66,7 @@ class Instance:
         self.recipe = recipe
         self.value: Any = None
         self.error: BaseException | None = None
-        self.started = False
-        self.start_seconds = 0.0  # how long that took
+        self.start_seconds: float | None = None  # how long the start took
         self.given_up = False  # nobody waits for the start any more
         # What ended by itself: this instance, or one that it depends on.
         self.died_of: Instance | None = None
@@ -76,6 +77,7 @@ class Instance:
         self.gone = Event()  # ended, and so has all that depends on it: it may have died first
         self._supervisor = supervisor
         self._stop = Event()
+        self._since: float | None = None  # when it began to start, or to stop
         # Both are opened before the provider is entered and closed after it was left: a
         # provider may open scopes of its own, and scopes must nest.
         self._start_scope = CancelScope()  # cancelled to cut off a start; no effect afterwards
@@ -91,6 +93,10 @@ class Instance:
         return [other for other in self.recipe.arguments.values() if isinstance(other, Instance)]
 
     @property
+    def started(self) -> bool:
+        return self.start_seconds is not None
+
+    @property
     def is_alive(self) -> bool:
         """Whether the value may be used."""
         return self.started and not self._stop.is_set() and not self.ended.is_set()
@@ -101,36 +107,33 @@ class Instance:
 
     async def run(self) -> None:
         """Own the value from entry to exit; the body of the instance's task."""
-        provider = self.node.provider
-        name = name_of(provider)
+        provider, events = self.node.provider, self._supervisor.events
         current_instance.set(self)
         try:
             with self._start_scope, self._life_scope:
                 await self._until_dependencies_started()
-                began = current_time()
+                began = self._since = current_time()
                 if self.recipe.start_timeout is not None:
                     self._start_scope.deadline = began + self.recipe.start_timeout
-                logger.debug("Starting `%s`", name)
+                events.tell("starting", provider)
                 async with self._entered() as self.value:
                     self._life_scope.shield = True
-                    self.started = True
                     self.start_seconds = current_time() - began
                     self.settled.set()
-                    logger.debug("Started `%s`", name)
+                    events.tell("started", provider, seconds=self.start_seconds)
                     try:
                         await self._until_stopped()
                     finally:
                         self.value = None
+                        self._since = current_time()
                         if self.recipe.stop_timeout is not None:
-                            self._life_scope.deadline = current_time() + self.recipe.stop_timeout
-                    logger.debug("Stopping `%s`", name)
-            if self.started:
-                logger.debug("Stopped `%s`", name)
+                            self._life_scope.deadline = self._since + self.recipe.stop_timeout
+                    events.tell("stopping", provider)
         except _DependencyFailed as error:
             self.error, self.given_up = error.failure, False
         except BaseException as error:
             step = "start" if not self.started else "serve" if self.died_of is self else "stop"
-            error.add_note(f"`{name}` ({where(provider)}) failed to {step}")
+            error.add_note(f"`{name_of(provider)}` ({where(provider)}) failed to {step}")
             self.error = error
         finally:
             self._note_timeout()
@@ -143,7 +146,7 @@ class Instance:
                 raise _DependencyFailed(other.error)
             self.died_of = self.died_of or other.died_of
         if self.died_of is not None:
-            raise _DependencyFailed(ended_by_itself(self.died_of))
+            raise _DependencyFailed(self.died_of.death())
 
     def _entered(self) -> AbstractAsyncContextManager[Any]:
         provider = self.node.provider
@@ -198,10 +201,19 @@ class Instance:
             self._die()
         self._supervisor.ended(self)
 
+    @property
+    def seconds(self) -> float | None:
+        """How long the start has lasted, or the stop; None where neither has begun."""
+        return None if self._since is None else current_time() - self._since
+
     def _die(self) -> None:
         if self.died_of is not self:
             self.died_of = self
             self._supervisor.died(self)
+
+    def death(self) -> UninitializedLifespanDependency:
+        """The error of what needs this instance, which ended by itself."""
+        return ended_by_itself(self.node.provider, self.error)
 
     def give_up_start(self) -> None:
         """Cancel the start. If it got as far as its value, it counts as started nevertheless."""
@@ -228,18 +240,6 @@ class _DependencyFailed(Exception):
         self.failure = failure
 
 
-def ended_by_itself(instance: Instance) -> UninitializedLifespanDependency:
-    """The error of what needs an instance that died."""
-    error = UninitializedLifespanDependency(
-        instance.node.provider,
-        "it ended by itself while serving",
-        "A refresh starts it again. The exception that caused this one, if any, says what "
-        "happened.",
-    )
-    error.__cause__ = instance.error
-    return error
-
-
 def _leave(instance: Instance) -> None:
     """Note that an instance has ended, and with it maybe the last on top of one that has, too."""
     left = [instance]
@@ -259,7 +259,8 @@ class ApplicationStops(RuntimeError):
 class Supervisor:
     """Starts the instances of a run, and stops them in reverse, whatever happens."""
 
-    def __init__(self, *, concurrent: bool) -> None:
+    def __init__(self, events: Events, *, concurrent: bool) -> None:
+        self.events = events
         # What has begun and not ended, in start order, each with its number in that order.
         self.instances: dict[Instance, int] = {}
         self._numbers = itertools.count()
@@ -339,25 +340,41 @@ class Supervisor:
 
     async def _tell_death(self, instance: Instance) -> None:
         # What it died of is known when it has been left. That should be at once.
-        name = name_of(instance.node.provider)
         with move_on_after(1) as slow:
             await instance.ended.wait()
-        logger.error("`%s` ended by itself while serving", name, exc_info=instance.error)
-        if slow.cancelled_caught:
-            await instance.ended.wait()
-            logger.error("`%s` has been cleaned up", name, exc_info=instance.error)
+        provider = instance.node.provider
+        if not slow.cancelled_caught:
+            self.events.tell("died", provider, error=instance.error)
+            return
+        self.events.tell("died", provider)
+        await instance.ended.wait()
+        self._tell_end(instance)
+
+    def _tell_end(self, instance: Instance) -> None:
+        provider, seconds, error = instance.node.provider, instance.seconds, instance.error
+        if not instance.started:
+            is_raised = instance in self._starting_with or instance.given_up
+            self.events.tell(
+                "start_failed", provider, seconds=seconds, error=error, is_raised=is_raised
+            )
+        elif error is not None:
+            self.events.tell(
+                "stop_failed", provider, seconds=seconds, error=error, is_raised=self.is_closing
+            )
+        else:
+            self.events.tell("stopped", provider, seconds=seconds)
 
     def ended(self, instance: Instance) -> None:
         """Note what went wrong at the end of an instance; `close` raises it."""
+        if instance.seconds is not None and instance.died_of is not instance:
+            self._tell_end(instance)
         del self.instances[instance]
         self._starting_with.pop(instance, None)
         _leave(instance)
-        name, error = name_of(instance.node.provider), instance.error
+        error = instance.error
         if not instance.started:
             # whoever wanted the start is told; when the run ends, that may be nobody
             error = error if self.is_closing and isinstance(error, Exception) else None
-        elif error is not None and instance.died_of is not instance and not self.is_closing:
-            logger.error("`%s` failed to stop", name, exc_info=error)
         if error is not None:
             self._errors.append(error)
 
@@ -379,7 +396,7 @@ class Supervisor:
                 await finished(event)
             except get_cancelled_exc_class() as error:
                 cancelled = error
-        failure = together(cancelled, self._errors)
+        failure = combined(cancelled, self._errors)
         self._errors.clear()
         if failure is not None:
             try:

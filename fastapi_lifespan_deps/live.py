@@ -1,22 +1,22 @@
 """Live: the values of a run. Whatever changes them is one `change`; what is unused drains."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
 import anyio
+from starlette.types import Scope
 
+from .absence import Absence
 from .collect import Site
-from .exceptions import LifespanDependencyError, name_of, together
-from .generation import Generation, Pin, Withdrawn
+from .events import Events
+from .exceptions import combined
+from .generation import Generation, Pin
 from .holding import Holdings
-from .instance import Instance, Recipe, Supervisor, current_instance, ended_by_itself
-from .plan import Node, Plan
-from .tasks import logger
-
-Provider = Callable[..., Any]
+from .instance import Instance, Recipe, Supervisor, current_instance
+from .plan import Node, Plan, Provider
 
 
 class LiveValues:
@@ -26,17 +26,16 @@ class LiveValues:
     made of what is missing, and then one new generation becomes current.
     """
 
-    def __init__(self, app: Any, *, concurrent: bool) -> None:
-        self._app = app
+    def __init__(self, application: Any, events: Events, *, concurrent: bool) -> None:
+        self._application = application  # what a provider gets that takes the application
         self.phase: Literal["starting", "serving", "stopping"] = "starting"
-        self.supervisor = Supervisor(concurrent=concurrent)
-        self.current = Generation(Plan({}), {}, {}, {})
+        self.supervisor = Supervisor(events, concurrent=concurrent)
+        self.current = Generation(Plan({}), {}, {})
         self.holdings = Holdings()
         self.originals = Plan({})  # in force without overrides: kept to the end
         self.instances: dict[Node, Instance] = {}  # the latest of each node, in start order
         self.pending: dict[Node, Instance] = {}  # what they will be after the change under way
-        self.failures: dict[Node, BaseException] = {}
-        self.withdrawn: dict[Node, Withdrawn] = {}
+        self.absent: dict[Node, Absence] = {}  # what should be there, and is not
         self.changing = anyio.Lock()
         self._looking_again = False
 
@@ -50,50 +49,38 @@ class LiveValues:
         With `all_or_none` the first failure is raised, and nothing has changed. Otherwise
         failures are kept for the requests that need the value.
         """
-        is_same = plan is self.current.plan
-        failures = {n: why for n, why in self.failures.items() if is_same and n not in renewed}
-        withdrawn = {
-            n: why for n, why in self.withdrawn.items() if n in plan.nodes and n not in renewed
+        there = {node: one for node, one in self.instances.items() if node not in renewed}
+        originals = (node for node in self.originals.nodes if node in self.instances)
+        to_start, absent = missing(
+            (*plan.nodes, *originals), there, self._still_absent(plan, renewed)
+        )
+        pending = dict(there)
+        for node in to_start:
+            pending[node] = self._instance(node, plan, pending)
+        fresh = [pending[node] for node in to_start]
+        replaced = set(self.replaced(renewed))
+        await self._start(fresh, pending, all_or_none=all_or_none)
+        _note_failures(fresh, absent)
+        if any(instance.given_up for instance in fresh):  # for overrides that are gone
+            return self._stop_unused(pending.values())
+        self.instances = {
+            node: one for node, one in pending.items() if one.started and one not in replaced
         }
-        fresh: list[Instance] = []
-        before = self.instances
-        try:
-            for node in dict.fromkeys((*plan.nodes, *self.originals.nodes)):
-                lacking = next((child for child in node.dependencies if child in withdrawn), None)
-                if node in self.instances and node not in renewed:
-                    self.pending[node] = self.instances[node]
-                elif node not in plan.nodes and node not in self.instances:
-                    continue  # an original that was overridden from the beginning
-                elif lacking is not None:
-                    withdrawn.setdefault(node, withdrawn[lacking])
-                elif node not in withdrawn and node not in failures:
-                    self.pending[node] = self._instance(node, plan)
-                    fresh.append(self.pending[node])
-            await self.supervisor.start(fresh, all_or_none=all_or_none)
-            if all_or_none:
-                _raise_failure(fresh)
-            for instance in fresh:
-                error = _failure(instance)
-                if error is not None and error not in failures.values():
-                    name = name_of(instance.node.provider)
-                    logger.error("`%s` failed to start", name, exc_info=error)
-                if error is not None:
-                    failures[instance.node] = error
-            if any(instance.given_up for instance in fresh):
-                return  # this was for overrides that are gone
-            kept = {node: one for node, one in self.instances.items() if node not in renewed}
-            self.instances = kept | {one.node: one for one in fresh if one.started}
-            self.failures, self.withdrawn = failures, withdrawn
-            self._switch(plan)
-        finally:
-            candidates = [*before.values(), *self.pending.values(), *fresh]
-            self.pending = {}
-            if self.phase != "starting":  # else all is stopped together
-                self._stop_unused(candidates)
+        self.absent = absent
+        self._switch(plan, [*there.values(), *replaced])
 
-    def _instance(self, node: Node, plan: Plan) -> Instance:
+    def _still_absent(self, plan: Plan, renewed: Collection[Node]) -> dict[Node, Absence]:
+        """What is absent and stays so: with another plan, what has failed is tried again."""
+        is_same = plan is self.current.plan
+        return {
+            node: why
+            for node, why in self.absent.items()
+            if node not in renewed and (node in plan.nodes if why.is_withdrawn else is_same)
+        }
+
+    def _instance(self, node: Node, plan: Plan, pending: Mapping[Node, Instance]) -> Instance:
         arguments = {
-            name: self._app if child is None else self.pending[child]
+            name: self._application if child is None else pending[child]
             for name, child in node.arguments
         }
         path = plan.nodes.get(node) or self.originals.nodes[node]
@@ -102,19 +89,34 @@ class LiveValues:
         recipe = Recipe(node, arguments, path, start_timeout, stop_timeout)
         return Instance(recipe, self.supervisor)
 
-    def _switch(self, plan: Plan) -> None:
-        """Make the values that there are now those of the requests that arrive from now on."""
+    async def _start(
+        self, fresh: list[Instance], pending: dict[Node, Instance], *, all_or_none: bool
+    ) -> None:
+        self.pending = pending
+        try:
+            await self.supervisor.start(fresh, all_or_none=all_or_none)
+            if all_or_none:
+                _raise_failure(fresh)
+        except BaseException:
+            self.pending = {}
+            if self.phase != "starting":  # else all is stopped together
+                self._stop_unused(pending.values())
+            raise
+        self.pending = {}
+
+    def _switch(self, plan: Plan, others: Iterable[Instance] = ()) -> None:
+        """Make the values that there are now those of the requests that arrive from now on.
+
+        There is no `await` in it: a request sees all of a change, or nothing. What isn't needed
+        any more stops, also of `others`.
+        """
         old = self.current
-        withdrawn = dict(self.withdrawn)
-        self.current = Generation(plan, self.instances, self.failures, withdrawn)
+        self.current = Generation(plan, self.instances, dict(self.absent))
         self.supervisor.kept = self.current
         old.retire()
         self.holdings.retire(old)
-        self._stop_unused(old.instances.values())
-        if self.holdings.unmatched and not self._looking_again:
-            # Nobody tells when such a request gets to its route, which may need nothing.
-            self._looking_again = True
-            self.supervisor.tasks.detach(self._keep_looking, "draining")
+        self._stop_unused([*old.instances.values(), *others])
+        self._await_matches()
 
     async def renew(self, renewed: Collection[Node]) -> None:
         """Put new instances of nodes in the place of the old ones, or raise why that failed."""
@@ -123,48 +125,58 @@ class LiveValues:
     def withdraw(self, renewed: Collection[Node]) -> None:
         """Let nodes be without an instance; the old ones stop when no request holds them."""
         gone = [self.instances.pop(node) for node in renewed if node in self.instances]
-        retry_after = max(1, math.ceil(sum(instance.start_seconds for instance in gone)))
-        for node in self.current.plan.nodes:
-            if node in renewed:
-                self.withdrawn.setdefault(node, Withdrawn(retry_after))
-        self._switch(self.current.plan)
-        self._stop_unused(gone)
+        retry_after = max(1, math.ceil(sum(instance.start_seconds or 0 for instance in gone)))
+        for node in renewed:
+            if node in self.current.plan.nodes and not self._is_withdrawn(node):
+                self.absent[node] = Absence(retry_after=retry_after)
+        self._switch(self.current.plan, gone)
 
-    def say_why_withdrawn(self, nodes: Collection[Node], failure: BaseException) -> None:
+    def note_failure(self, nodes: Collection[Node], failure: BaseException) -> None:
         """Let requests that need what was not brought back know what the last try said."""
-        affected = self.withdrawn.keys() & nodes
+        affected = [node for node in nodes if self._is_withdrawn(node)]
         for node in affected:
-            self.withdrawn[node] = replace(self.withdrawn[node], failure=failure)
+            self.absent[node] = replace(self.absent[node], failure=failure)
         if affected:
             self._switch(self.current.plan)
 
     def to_renew(self, provider: Provider) -> set[Node]:
-        """The nodes that a refresh of `provider` makes new instances of."""
+        """The nodes that a refresh of `provider` makes new instances of.
+
+        What depends on it is among them; and what these need besides, and is dead.
+        """
         plan = self.current.plan
-        renewed = {node for node in self.declared(provider) if isinstance(node, Node)}
-        size = 0
-        while size < len(renewed):  # what depends on these may need other things that are dead
-            size = len(renewed)
-            for node in [*plan.nodes][::-1]:
-                if any(node in other.dependencies for other in renewed):
-                    instance = self.instances.get(node)
-                    if instance is None or instance.died_of is not None:
-                        renewed.add(node)
-            for node in [*plan.nodes, *self.instances]:
-                if not (self._has_failed(node) or renewed.isdisjoint(node.dependencies)):
-                    renewed.add(node)
+        found = (node for _, node in plan.behind.get(provider, ()))
+        left = [node for node in found if isinstance(node, Node)]
+        renewed: set[Node] = set()
+        while left:
+            node = left.pop()
+            if node not in renewed:
+                renewed.add(node)
+                left += [one for one in self._dependents(node) if not self._has_failed(one)]
+                left += [one for one in node.dependencies if self._is_dead(one)]
         return renewed
+
+    def _dependents(self, node: Node) -> list[Node]:
+        """What takes a node, and is planned or runs: overridden, it still does."""
+        originals = self.originals.dependents.get(node, ())
+        planned = self.current.plan.dependents.get(node, ())
+        return [*planned, *(one for one in originals if one in self.instances)]
 
     def _has_failed(self, node: Node) -> bool:
         """Whether a node failed to start, other than because of what it depends on."""
-        failure = self.failures.get(node)
-        inherited = (self.failures.get(child) for child in node.dependencies)
-        return failure is not None and all(failure is not other for other in inherited)
+        why = self.absent.get(node)
+        inherited = (self.absent.get(child) for child in node.dependencies)
+        is_failed = why is not None and not why.is_withdrawn
+        return is_failed and all(why is not other for other in inherited)
 
-    def declared(self, provider: Provider) -> list[Node | LifespanDependencyError]:
-        """What stands for `provider`, wherever it is declared."""
-        resolved = self.current.plan.resolved
-        return [found for (_, key), found in resolved.items() if key.provider == provider]
+    def _is_withdrawn(self, node: Node) -> bool:
+        why = self.absent.get(node)
+        return why is not None and why.is_withdrawn
+
+    def _is_dead(self, node: Node) -> bool:
+        instance = self.instances.get(node)
+        is_there = instance is not None and instance.died_of is None
+        return not is_there and node in self.current.plan.nodes
 
     def replaced(self, renewed: Collection[Node]) -> list[Instance]:
         """The instances that go when these nodes are renewed, in start order.
@@ -182,7 +194,12 @@ class LiveValues:
         return instance if instance in self.supervisor.instances else None
 
     def release(self, pin: Pin) -> None:
-        """Note that a request, or a lifespan function, is over."""
+        """Note that a request, or a lifespan function, is over; unless a thread of it goes on."""
+        with pin.generation.lock:
+            pin.is_over = pin.threads > 0
+            if pin.is_over:
+                pin.generation.pins.setdefault(pin, None)
+                return
         self._stop_unused(self.holdings.release(pin))
 
     def look_again(self, pins: Iterable[Pin]) -> None:
@@ -200,11 +217,58 @@ class LiveValues:
         finally:
             self.release(pin)
 
+    @contextmanager
+    def passing_on(self, outer: Pin, scope: Scope) -> Iterator[Pin]:
+        """Pin a request that another one passes on, with a copy of its scope."""
+        outer.has_passed_on = True
+        pin = Pin()
+        pin.holder, pin.run = scope, outer.run
+        pin.generation = generation = self._lasting(outer.generation)
+        generation.pins[pin] = None
+        if generation is not self.current:
+            self.holdings.hold(generation, pin)
+        self.look_again([outer])
+        self._await_matches()
+        try:
+            yield pin
+        finally:
+            self.release(pin)
+
+    def give_everything(self, pin: Pin) -> None:
+        """Let a request hold every value: it is given the container, maybe by hand.
+
+        Those are the values that it sees itself. If some of them are gone, for nobody knew that it
+        would ask, they are the current ones.
+        """
+        held = pin.everything_of or pin.generation
+        if held is not self.current:
+            declared = held.reachable_by(pin)
+            if declared is None or not declared.by_container:
+                held = self._lasting(held)
+        if held is pin.everything_of:
+            return
+        before, pin.everything_of = pin.everything_of, held
+        if before is not None and before not in pin.generations:
+            self._stop_unused(self.holdings.let_go(before, pin))
+        held.pins.setdefault(pin, None)
+        if held is not self.current:
+            self.look_again([pin])
+
+    def _lasting(self, generation: Generation) -> Generation:
+        """A generation, or the current one if it has lost values."""
+        return generation if generation.is_whole else self.current
+
     def holders(self, instances: Collection[Instance]) -> list[Pin]:
         """Who may still use one of these instances."""
         found, current = set(instances), self.current
         pins = (one for one in current.pins if not current.held_by(one).instances.isdisjoint(found))
         return list(dict.fromkeys((*pins, *self.holdings.pins(instances))))
+
+    def _await_matches(self) -> None:
+        """Look again at requests that have not got to their route: it may need nothing."""
+        if self.holdings.unmatched and not self._looking_again:
+            self._looking_again = True  # nobody tells when one gets there
+            self.supervisor.tasks.detach(self._keep_looking, "draining")
 
     async def _keep_looking(self) -> None:
         while self.holdings.unmatched:
@@ -235,20 +299,49 @@ class LiveValues:
 
     async def close(self) -> None:
         """Stop everything, in reverse; then raise what went wrong on the way."""
-        self.current.replaced.set()
         await self.supervisor.close()
+
+
+def missing(
+    planned: Iterable[Node], there: Collection[Node], absent: Mapping[Node, Absence]
+) -> tuple[list[Node], dict[Node, Absence]]:
+    """The nodes to start, in the order in which they are planned; and those to be absent.
+
+    What is absent is not started, and neither is what needs something that is withdrawn.
+    """
+    to_start, absent = [], dict(absent)
+    for node in dict.fromkeys(planned):
+        needed = (absent.get(child) for child in node.dependencies)
+        withdrawn = next((why for why in needed if why is not None and why.is_withdrawn), None)
+        if node in there or (node in absent and absent[node].is_withdrawn):
+            continue
+        if withdrawn is not None:
+            absent[node] = withdrawn
+        elif node not in absent:
+            to_start.append(node)
+    return to_start, absent
+
+
+def _note_failures(fresh: list[Instance], absent: dict[Node, Absence]) -> None:
+    """Note why instances have not started: what needs another that has not, for its reason."""
+    for instance in fresh:
+        error = _failure(instance)
+        if error is not None:
+            needed = (absent.get(child) for child in instance.node.dependencies)
+            whys = (why for why in needed if why is not None and why.failure is error)
+            absent[instance.node] = next(whys, None) or Absence(error)
 
 
 def _raise_failure(instances: list[Instance]) -> None:
     """Raise the first failure of a start, if there is one, with others as notes."""
     # Those that were given up were so because of the first.
     errors = [_failure(one) for one in sorted(instances, key=lambda one: one.given_up)]
-    errors += [ended_by_itself(one.died_of) for one in instances if one.died_of is not None]
+    errors += [one.died_of.death() for one in instances if one.died_of is not None]
     failures = [error for error in errors if error is not None]
     if not failures and not all(instance.started for instance in instances):
         failures = [RuntimeError("the start was given up")]
     failure = (
-        together(
+        combined(
             failures[0], failures[1:], is_serving=False, heading="Meanwhile, in another start:"
         )
         if failures

@@ -1,21 +1,27 @@
 """Overrides: which of the application's `dependency_overrides` are in force."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+
+import anyio
 
 from .collect import Sources
+from .events import Events
+from .exceptions import grouped
 from .instance import ApplicationStops
 from .live import LiveValues
-from .plan import Domain, Overrides, Plan, Planner
-from .tasks import DetachedTask, logger
+from .plan import Domain, Overrides, Plan, Planner, Provider
+from .tasks import DetachedTask
 
 
 class OverridesInForce:
     """Follows the overrides of an application, and of what is mounted in it."""
 
-    def __init__(self, app: Any, sources: Sources, live: LiveValues) -> None:
-        self._app = app
+    def __init__(
+        self, provider: Domain, sources: Sources, live: LiveValues, events: Events
+    ) -> None:
+        self._provider = provider  # the application whose overrides its own routes follow
         self._sources = sources
+        self._events = events
         self._live = live
         self._planner = Planner()
         self._task: DetachedTask[None] | None = None
@@ -66,9 +72,9 @@ class OverridesInForce:
         """The same where `changing` is held."""
         if not self.have_changed():
             return
+        began = anyio.current_time()
         plan = self.plan()
-        for error in plan.errors:
-            logger.error("A dependency override is not valid", exc_info=error)
+        changed = list(self._changed(plan.overrides))
         self._applying = plan.overrides
         self.enforce(dict.fromkeys(plan.overrides))
         try:
@@ -76,6 +82,21 @@ class OverridesInForce:
         finally:
             self._applying = None
             self.enforce(self._live.current.plan.overrides)
+        if self._live.current.plan is plan:  # else others were set meanwhile
+            self._events.tell(
+                "overrides_applied",
+                changed[0] if len(changed) == 1 else None,
+                seconds=anyio.current_time() - began,
+                error=grouped("several overrides are not valid", plan.errors),
+            )
+
+    def _changed(self, overrides: Mapping[Domain, Overrides]) -> Iterator[Provider]:
+        """What is overridden by something else, or not any more."""
+        for domain, wanted in overrides.items():
+            in_force = self._in_force.get(domain) or {}
+            for provider in dict.fromkeys((*in_force, *wanted)):
+                if in_force.get(provider) is not wanted.get(provider):
+                    yield provider
 
     def plan(self) -> Plan:
         """Plan what is declared, under the overrides that are set now."""
@@ -94,5 +115,5 @@ class OverridesInForce:
 
     def _set_now(self) -> dict[Domain, Overrides]:
         domains = (source.domain for source in self._sources)
-        found = dict.fromkeys((self._app, *(one for one in domains if one is not None)))
+        found = dict.fromkeys((self._provider, *(one for one in domains if one is not None)))
         return {domain: dict(domain.dependency_overrides) for domain in found}

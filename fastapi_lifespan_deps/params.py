@@ -18,13 +18,13 @@ from starlette.background import BackgroundTasks
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
+from .absence import not_running
 from .exceptions import (
     DependencyCycleError,
     DependencyScopeError,
     InvalidDependencyScope,
     InvalidLifespanDependency,
     Step,
-    UninitializedLifespanDependency,
     name_of,
 )
 from .signature import Parameter, parameters, underlying
@@ -257,7 +257,7 @@ class Marker:
     async def __call__(self, connection: HTTPConnection) -> Any:
         pin = connection.scope.get(SCOPE_KEY)
         if pin is None:
-            raise not_running(self.provider, connection)
+            raise not_running(self.provider, connection.scope)
         return await pin.run.marked_value(pin, self, connection.scope)
 
 
@@ -340,41 +340,6 @@ def name_step(provider: Callable[..., Any]) -> str:
     while isinstance(provider, functools.partial):
         provider = provider.func
     return getattr(provider, "__name__", type(provider).__name__)
-
-
-def not_running(
-    provider: Callable[..., Any], connection: HTTPConnection
-) -> UninitializedLifespanDependency:
-    """Say why a request was pinned to no generation."""
-    app = connection.scope.get("app")
-    # Starlette keeps the outermost router: a mounted application runs with that
-    routers = connection.scope.get("router"), getattr(app, "router", None)
-    router = next((one for one in routers if hasattr(one, "lifespan_runs")), None)
-    runs = getattr(router, "lifespan_runs", None)
-    if router is None or runs is None:
-        problem = (
-            f'the application is a plain {type(app).__name__}, which does not know scope="lifespan"'
-        )
-        advice = "Make it a LifespanFastAPI, or call enable_lifespan_scope(app) before it starts."
-    elif not runs:
-        problem = "the application is not running"
-        advice = (
-            "Its lifespan has not been entered, or has ended. In tests, write `with "
-            "TestClient(app) as client:`; without a server, `async with "
-            "app.router.lifespan_context(app):`. A server must not have its lifespan protocol "
-            "turned off, and enable_lifespan_scope(app) must come before the start. A mounted "
-            "application runs with the one that it is mounted in: make that one a LifespanFastAPI."
-        )
-    elif (run := router.find_run()) is None:
-        problem = "the application was started in another event loop, and its values belong there"
-        advice = "Send requests in the event loop, and so in the thread, that runs the lifespan."
-    elif run.is_empty:
-        problem = 'nothing had scope="lifespan" when the application started'
-        advice = "Declare it in a route, or set the override that needs it before the start."
-    else:
-        problem = "the request belongs to a run that has ended"
-        advice = "Send requests with the state of a run that is alive."
-    return UninitializedLifespanDependency(provider, problem, advice)
 
 
 def requirement(

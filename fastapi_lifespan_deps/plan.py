@@ -23,6 +23,8 @@ from .params import (
     requirements,
 )
 
+Provider = Callable[..., Any]
+
 # Whose `dependency_overrides` apply: an application, or None for a router mounted on its own.
 Domain = Any
 Overrides = Mapping[Callable[..., Any], Callable[..., Any]]
@@ -52,6 +54,10 @@ class Node:
         return [node for _, node in self.arguments if node is not None]
 
 
+# What a key resolves to: a node, or why there is none.
+Found = Node | LifespanDependencyError
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """A duration that a declaration asks for, and the way to that declaration."""
@@ -66,7 +72,11 @@ class Plan:
 
     overrides: dict[Domain, Overrides]
     nodes: dict[Node, tuple[Step, ...]] = field(default_factory=dict)  # and a way to each
-    resolved: dict[tuple[Domain, Key], Node | LifespanDependencyError] = field(default_factory=dict)
+    resolved: dict[tuple[Domain, Key], Found] = field(default_factory=dict)
+    # The same by provider, for each place where it is declared, and the other way round: the
+    # nodes that take a node.
+    behind: dict[Provider, list[tuple[Domain, Found]]] = field(default_factory=dict)
+    dependents: dict[Node, list[Node]] = field(default_factory=dict)
     options: dict[tuple[Callable[..., Any], str], Option] = field(default_factory=dict)
     errors: list[Exception] = field(default_factory=list)
 
@@ -90,14 +100,28 @@ class Plan:
         found = self.options.get((provider, option))
         return None if found is None else found.seconds
 
-    def standing_for(self, provider: Callable[..., Any]) -> set[Node]:
-        """The nodes that `provider` resolves to, and all that depend on them."""
-        found = (node for (_, key), node in self.resolved.items() if key.provider == provider)
-        nodes = {node for node in found if isinstance(node, Node)}
-        for node in self.nodes:
-            if not nodes.isdisjoint(node.dependencies):
-                nodes.add(node)
-        return nodes
+    def resolve(self, domain: Domain, key: Key, found: Found) -> None:
+        """Note what a key resolves to."""
+        self.resolved[domain, key] = found
+        self.behind.setdefault(key.provider, []).append((domain, found))
+
+    def add(self, node: Node, path: tuple[Step, ...]) -> None:
+        """Note a node, and a way to it. What it takes is here already."""
+        if node not in self.nodes:
+            self.nodes[node] = path
+            for child in node.dependencies:
+                self.dependents.setdefault(child, []).append(node)
+
+    def nodes_behind(self, provider: Provider) -> set[Node]:
+        """The nodes that a provider resolves to, and all that depend on them."""
+        found: set[Node] = set()
+        left = [node for _, node in self.behind.get(provider, ()) if isinstance(node, Node)]
+        while left:
+            node = left.pop()
+            if node not in found:
+                found.add(node)
+                left += self.dependents.get(node, ())
+        return found
 
 
 class Planner:
@@ -133,7 +157,7 @@ class Planner:
             try:
                 self._resolve(plan, *target, declaration.path)
             except LifespanDependencyError as error:
-                plan.resolved[target] = error
+                plan.resolve(*target, error)
                 plan.errors.append(error)
         return plan
 
@@ -159,6 +183,6 @@ class Planner:
             arguments.append((requirement.parameter, node))
         identity = (provider, key.place, *((name, id(node)) for name, node in arguments))
         node = self._known.setdefault(identity, Node(provider, key.place, tuple(arguments)))
-        plan.resolved[domain, key] = node
-        plan.nodes.setdefault(node, path)
+        plan.resolve(domain, key, node)
+        plan.add(node, path)
         return node

@@ -7,13 +7,14 @@ from typing import Literal
 import anyio
 
 from .asking import Asker
+from .events import Events, LifespanEvent
 from .exceptions import RefreshError, name_of
 from .generation import Pin, labels
 from .instance import Instance
-from .live import LiveValues, Provider
+from .live import LiveValues
 from .overrides import OverridesInForce
-from .plan import Node
-from .tasks import DetachedTask, logger
+from .plan import Node, Provider
+from .tasks import DetachedTask
 
 Policy = Literal["availability_preserving", "resource_preserving"]
 
@@ -27,9 +28,11 @@ class Refresher:
     Each refresh is done in a task of its own, one after the other.
     """
 
-    def __init__(self, live: LiveValues, overrides: OverridesInForce) -> None:
+    def __init__(self, live: LiveValues, overrides: OverridesInForce, events: Events) -> None:
         self._live = live
         self._overrides = overrides
+        self._events = events
+        events.listen(self._keep_refreshing)
         self._under_way: dict[Provider, tuple[Policy, DetachedTask[Draining]]] = {}
         self._latest: anyio.Event | None = None  # set when the refresh asked for last is over
         self._timers: set[Provider] = set()
@@ -45,6 +48,17 @@ class Refresher:
 
         `container` is the pin of the container that is asked, if it belongs to a request.
         """
+        task = await self._ask(provider, policy, drain_timeout, container)
+        return await task.result()
+
+    async def _ask(
+        self,
+        provider: Provider,
+        policy: Policy = "availability_preserving",
+        drain_timeout: float | None = None,
+        container: Pin | None = None,
+    ) -> "DetachedTask[Draining]":
+        """Have a refresh begun, or join the one that is under way; refuse what cannot be."""
         self._check_serving(provider)
         instance = self._live.inside()
         if instance is not None and not instance.is_alive:
@@ -67,10 +81,11 @@ class Refresher:
         asker.let_go()
         if under_way is None:
             body = partial(self._refresh, provider, policy, drain_timeout, self._latest)
-            work = self._live.supervisor.tasks.detach(body, f"refresh of {name_of(provider)}")
-            self._latest = work.done
-            under_way = self._under_way[provider] = policy, work
-        return await under_way[1].result()
+            name = f"refresh of {name_of(provider)}"
+            task = self._live.supervisor.tasks.detach(body, name, tells=True)
+            self._latest = task.done
+            under_way = self._under_way[provider] = policy, task
+        return under_way[1]
 
     async def _refresh(
         self,
@@ -79,15 +94,16 @@ class Refresher:
         drain_timeout: float | None,
         before: anyio.Event | None,
     ) -> "Draining":
-        name = name_of(provider)
+        began: float | None = None
         renewed: set[Node] = set()
         try:
             if before is not None:  # not by a lock: trio runs tasks in any order
                 await before.wait()
-            logger.info("Refreshing `%s`", name)
             async with self._live.changing:
                 await self._overrides.follow()
                 renewed = self._renewed(provider)
+                began = anyio.current_time()
+                self._events.tell("refreshing", provider)
                 old = self._live.replaced(renewed)
                 if policy == "resource_preserving":
                     self._live.withdraw(renewed)
@@ -103,16 +119,29 @@ class Refresher:
                     await self._live.renew(renewed)
             elif drain_timeout is not None:
                 drain = partial(self._drain_within, draining, drain_timeout)
-                self._live.supervisor.tasks.detach(drain, f"draining of {name}")
-            logger.info("Refreshed `%s`", name)
+                self._live.supervisor.tasks.detach(drain, f"draining of {name_of(provider)}")
+            self._events.tell("refreshed", provider, seconds=anyio.current_time() - began)
             return draining
         except BaseException as error:
+            self._note_failure(provider, renewed, error, began)
             if self._live.supervisor.is_closing and isinstance(error, Exception):
                 raise RefreshError(provider, "the application stops", "It stops it too.") from error
-            self._live.say_why_withdrawn(renewed, error)
             raise
         finally:
             del self._under_way[provider]
+
+    def _note_failure(
+        self, provider: Provider, renewed: set[Node], error: BaseException, began: float | None
+    ) -> None:
+        is_closing = self._live.supervisor.is_closing
+        if not is_closing:
+            self._live.note_failure(renewed, error)
+        if began is not None:  # else there was nothing to refresh: who waits is told
+            is_raised = is_closing or self._under_way[provider][1].is_awaited
+            seconds = anyio.current_time() - began
+            self._events.tell(
+                "refresh_failed", provider, seconds=seconds, error=error, is_raised=is_raised
+            )
 
     def _check_serving(self, provider: Provider) -> None:
         if self._live.phase != "serving" or self._live.supervisor.is_closing:
@@ -123,10 +152,14 @@ class Refresher:
                 "Refresh while it serves: after its startup, and before its shutdown.",
             )
 
+    def _is_declared(self, provider: Provider) -> bool:
+        return provider in self._live.current.plan.behind
+
     def _renewed(self, provider: Provider) -> set[Node]:
         renewed = self._live.to_renew(provider)
         if not renewed:
-            errors = [one for one in self._live.declared(provider) if isinstance(one, Exception)]
+            found = self._live.current.plan.behind.get(provider, ())
+            errors = [one for _, one in found if isinstance(one, Exception)]
             if errors:
                 advice = "The exception that caused this one says why."
                 raise RefreshError(provider, "its override is not valid", advice) from errors[0]
@@ -160,60 +193,47 @@ class Refresher:
             return await draining.ended()
         left, holders = self._left(draining)
         if holders:  # else it is stopping, and takes its time
-            logger.warning(
-                "The old `%s` is stopped after %g seconds, though still used by %s",
-                name_of(draining.provider),
-                seconds,
-                labels(holders),
-            )
+            error = TimeoutError(f"still used by {labels(holders)}")
+            self._events.tell("drain_timed_out", draining.provider, seconds=seconds, error=error)
         self._live.supervisor.retire(left)
         await draining.ended()
 
     def say_who_is_waited_for(self, draining: "Draining") -> None:
         _, holders = self._left(draining)
-        logger.warning(
-            "The old `%s` is still waited for; it is used by %s",
-            name_of(draining.provider),
-            labels(holders) or "nobody, and takes its time to stop",
-        )
+        users = labels(holders) or "nobody, and takes its time to stop"
+        error = TimeoutError(f"it is used by {users}")
+        self._events.tell("drain_slow", draining.provider, seconds=PATIENCE, error=error)
 
     def _left(self, draining: "Draining") -> tuple[list[Instance], list[Pin]]:
         left = self._live.supervisor.on_top_of(draining.left)
         return left, self._live.holders(left)
 
-    def keep_refreshing(self) -> None:
-        """Refresh what has `refresh_every`, from now on."""
-        self._live.supervisor.tasks.detach(self._keep_refreshing, "refresh_every")
-
-    async def _keep_refreshing(self) -> None:
-        while not self._live.supervisor.is_closing:
-            generation = self._live.current
-            for provider, option in generation.plan.options:
-                if option == "refresh_every" and provider not in self._timers:
-                    self._timers.add(provider)
-                    body = partial(self._refresh_regularly, provider)
-                    name = f"refresh_every of {name_of(provider)}"
-                    self._live.supervisor.tasks.detach(body, name)
-            await generation.replaced.wait()  # an override may have an option of its own
+    def _keep_refreshing(self, event: LifespanEvent) -> None:
+        """Refresh what has `refresh_every`, from now on: an override may have one of its own."""
+        if event.kind not in ("up", "overrides_applied") or self._live.phase != "serving":
+            return
+        for provider, option in self._live.current.plan.options:
+            if option == "refresh_every" and provider not in self._timers:
+                self._timers.add(provider)
+                body = partial(self._refresh_regularly, provider)
+                name = f"refresh_every of {name_of(provider)}"
+                self._live.supervisor.tasks.detach(body, name)
 
     async def _refresh_regularly(self, provider: Provider) -> None:
         while (seconds := self._live.current.plan.seconds(provider, "refresh_every")) is not None:
             # many workers were started at once, and should not refresh at once
             with anyio.move_on_after(seconds * random.uniform(0.95, 1.05)):
                 return await self._live.supervisor.closing.wait()
-            if not self._live.declared(provider):
+            if not self._is_declared(provider):
                 continue  # what depends on it is overridden
             try:
-                await self.refresh(provider)
+                task = await self._ask(provider)
             except Exception as error:
                 # meanwhile, what depends on it may have been overridden
-                if self._live.phase == "serving" and self._live.declared(provider):
-                    logger.error(
-                        "`%s` was not refreshed; the next try is in about %g seconds",
-                        name_of(provider),
-                        seconds,
-                        exc_info=error,
-                    )
+                if self._live.phase == "serving" and self._is_declared(provider):
+                    self._events.tell("refresh_failed", provider, error=error)
+            else:
+                await task.done.wait()  # it tells what goes wrong
         self._timers.discard(provider)
 
 

@@ -4,34 +4,45 @@ from collections.abc import Callable, Iterable
 from threading import get_ident
 from typing import Any
 
+import anyio
 from starlette.types import Scope
 
 from ._compat import overrides_provider
-from .binding import BoundCall, bind
-from .collect import Function, Route, Sources
-from .exceptions import UninitializedLifespanDependency
+from .absence import unknown_place
+from .binding import Binder
+from .collect import LifecycleFunction, Route, Sources
+from .events import Events, Listener
 from .generation import Generation, Pin
-from .instance import ended_by_itself
 from .live import LiveValues
 from .overrides import OverridesInForce
-from .params import Key, Marker
+from .params import SCOPE_KEY, Key, Marker
 from .refresh import Refresher
 from .tasks import current_loop
 
 
 class Run:
-    """One startup-to-shutdown of an application."""
+    """One startup-to-shutdown of an application.
 
-    def __init__(self, app: Any, *, concurrent: bool = False) -> None:
-        self.app = app
-        self.live = LiveValues(app, concurrent=concurrent)
+    The application has three roles in it: a provider may take it as a value; its overrides hold for
+    its own routes; and its router tells which run this is.
+    """
+
+    def __init__(
+        self, router: Any, listeners: Iterable[Listener] = (), *, concurrent: bool = False
+    ) -> None:
+        application = router.dependency_overrides_provider
+        self.router = router
+        self.overrides_provider = application
+        self.events = Events(*listeners)
+        self.live = LiveValues(application, self.events, concurrent=concurrent)
         self._sources = Sources()
-        self.overrides = OverridesInForce(app, self._sources, self.live)
-        self.refresher = Refresher(self.live, self.overrides)
+        self.overrides = OverridesInForce(application, self._sources, self.live, self.events)
+        self.refresher = Refresher(self.live, self.overrides, self.events)
+        self.loop = current_loop()
         self.thread = get_ident()
-        self._loop = current_loop()
         # whether the event loop is running; if that is in our thread, we are in it (trio: always)
-        self.is_running: Callable[[], bool] = getattr(self._loop, "is_running", lambda: True)
+        self.is_running: Callable[[], bool] = getattr(self.loop, "is_running", lambda: True)
+        self._began = anyio.current_time()
 
     @property
     def current(self) -> Generation:
@@ -45,14 +56,16 @@ class Run:
 
     def is_here(self) -> bool:
         """Whether we are in the event loop of this run."""
-        return self._loop is current_loop()
+        return self.loop is current_loop()
 
     def covers(self, router: Any) -> bool:
         """Whether the routes of an application's router belong to this run."""
         return router.dependency_overrides_provider in self.current.plan.overrides
 
     async def start(
-        self, sources: Iterable[Route | Function], others: Iterable[Function] = ()
+        self,
+        sources: Iterable[Route | LifecycleFunction],
+        others: Iterable[LifecycleFunction] = (),
     ) -> None:
         """Start what these declare and does not run yet; `others` are remembered.
 
@@ -61,7 +74,7 @@ class Run:
         """
         for instance in self.live.instances.values():
             if instance.died_of is not None:
-                raise ended_by_itself(instance.died_of)
+                raise instance.died_of.death()
         if self._sources.update(sources, others) or self.overrides.have_changed():
             await self.live.supervisor.tasks.detach(self._start, "startup").result()
 
@@ -70,37 +83,115 @@ class Run:
             plan = self.overrides.plan()
             for error in plan.errors:
                 raise error
-            bound: dict[tuple[int, int], BoundCall] = {}
+            binder = Binder(self.overrides_provider)
             for source in self._sources:
                 if isinstance(source, Route):
-                    bind(source, bound)
+                    binder.bind(source)
             await self.live.change(plan, all_or_none=True)
             self.overrides.enforce(plan.overrides)
 
     def serve(self) -> None:
         """Note that the application serves from now on: values may be refreshed."""
         self.live.phase = "serving"
-        if not self.is_empty:
-            self.refresher.keep_refreshing()
+        self.events.tell("up", seconds=anyio.current_time() - self._began)
+
+    async def close(self) -> None:
+        """Stop everything, in reverse; then raise what went wrong on the way."""
+        began, failure = anyio.current_time(), None
+        try:
+            await self.live.close()
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            seconds = anyio.current_time() - began
+            self.events.tell("down", seconds=seconds, error=failure, is_raised=True)
+            del failure  # see `Supervisor.close`
 
     async def marked_value(self, pin: Pin, marker: Marker, scope: Scope) -> Any:
         """The value for a marker that FastAPI calls itself, where the route was not bound."""
-        if marker.use_cache or marker.place:
-            key = Key(marker.provider, marker.place)
-            generation = pin.generation
-            if (overrides_provider(scope), key) not in generation.plan.resolved:
-                # FastAPI takes the override that is there when it gets to it. If that was set
-                # after the request arrived, the request is pinned to its values as well.
-                await self.overrides.apply()
-                generation = self.current
-                if generation not in pin.generations:
-                    pin.others += (generation,)
-                    generation.pins[pin] = None
-            return generation.value(overrides_provider(scope), key)
-        raise UninitializedLifespanDependency(
-            marker.provider,
-            "it has use_cache=False, and its place is not known here: the route, or another one "
-            "of the same router, was added while the application served, or the declaration "
-            "stands in a dependency override",
-            "Add routes before the application starts, or use the default use_cache=True.",
-        )
+        if not (marker.use_cache or marker.place):
+            raise unknown_place(marker.provider)
+        key = Key(marker.provider, marker.place)
+        generation = pin.generation
+        if (overrides_provider(scope), key) not in generation.plan.resolved:
+            # FastAPI takes the override that is there when it gets to it. If that was set after
+            # the request arrived, the request is pinned to its values as well.
+            await self.overrides.apply()
+            generation = self.current
+            if generation not in pin.generations:
+                pin.others += (generation,)
+                generation.pins[pin] = None
+        return generation.value(overrides_provider(scope), key)
+
+
+class Runs:
+    """The runs of an application that are alive: several, if it is started again meanwhile."""
+
+    def __init__(self) -> None:
+        self.only: Run | None = None
+        """The run that is alive, if there was no other one beside it: it serves every request."""
+
+        self.have_values = False
+        """Whether one has, or has had, lifespan dependencies. Without any, all is as in FastAPI."""
+
+        self._alive: list[Run] = []
+        self._closing: list[Run] = []
+
+    def open(self, run: Run) -> None:
+        """Let requests find the run."""
+        if run not in self._alive:
+            self.only = None if self._alive else run
+            self._alive.append(run)
+        self.have_values = self.have_values or not run.is_empty
+
+    async def close(self, run: Run) -> None:
+        """Let requests find the run no more, and stop what is left of it."""
+        if run in self._alive:
+            self._alive.remove(run)
+        if run is self.only:
+            self.only = None
+        self._closing.append(run)
+        try:
+            await run.close()
+        finally:
+            self._closing.remove(run)
+
+    def find(self, scope: Scope | None = None) -> Run | None:
+        """The run in this event loop. Of several it is the one that the lifespan state in `scope`
+        names; the latest if that names none, or one whose application has passed the request on.
+        """
+        named: Run | None = None
+        if scope is not None and self.only is None:
+            named = (scope.get("state") or {}).get(SCOPE_KEY)
+        for run in reversed(self._alive):
+            is_named = named is None or named is run or named.router is not run.router
+            if is_named and run.is_here():
+                return run
+        return None
+
+    @property
+    def latest_here(self) -> Run | None:
+        """The run in this event loop, also while it is closing."""
+        here = [run for run in (*self._closing, *self._alive) if run.is_here()]
+        return here[-1] if here else None
+
+    # What there is to say where a request finds none (absence.py)
+
+    @property
+    def are_there(self) -> bool:
+        return bool(self._alive)
+
+    @property
+    def are_here(self) -> bool:
+        return self.find() is not None
+
+    @property
+    def are_empty(self) -> bool:
+        run = self.find()
+        return run is not None and run.is_empty
+
+    @property
+    def are_elsewhere(self) -> bool:
+        """Whether there are some, closing ones among them, in other event loops only."""
+        return bool(self._closing or self._alive) and self.latest_here is None

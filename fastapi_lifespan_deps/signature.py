@@ -91,6 +91,12 @@ def underlying(call: Any) -> Any:
     return call
 
 
+def runs_in_thread(call: Any) -> bool:
+    """Whether FastAPI runs a callable in a worker thread."""
+    kind = underlying(call)
+    return not (inspect.iscoroutinefunction(kind) or inspect.isasyncgenfunction(kind))
+
+
 def _unevaluated_signature(call: Callable[..., Any]) -> inspect.Signature:
     if sys.version_info >= (3, 14):  # pragma: no cover - Python 3.14
         from annotationlib import Format

@@ -139,3 +139,10 @@ def current_loop() -> Any:
         with suppress(KeyError, RuntimeError):
             return sys.modules["trio"].lowlevel.current_trio_token()
         return None
+
+
+def call_soon(loop: Any, function: Callable[..., object], *arguments: object) -> None:
+    """Call in an event loop, from another thread; nothing happens if the loop has ended."""
+    schedule = getattr(loop, "call_soon_threadsafe", None) or loop.run_sync_soon
+    with suppress(RuntimeError):  # trio's RunFinishedError is one
+        schedule(function, *arguments)

@@ -1,0 +1,152 @@
+"""Events: what happens to lifespan dependencies, told in one place."""
+
+import inspect
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .exceptions import name_of, where
+
+logger = logging.getLogger("fastapi_lifespan_deps")
+
+EventKind = Literal[
+    "starting",
+    "started",
+    "start_failed",
+    "stopping",
+    "stopped",
+    "stop_failed",
+    "died",
+    "refreshing",
+    "refreshed",
+    "refresh_failed",
+    "overrides_applied",
+    "drain_slow",
+    "drain_timed_out",
+    "up",
+    "down",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LifespanEvent:
+    """Something that has happened to a lifespan dependency, or to the application.
+
+    Given to the listener of an application: `LifespanFastAPI(on_lifespan_event=listener)`. It
+    holds no value of a dependency. Later versions may add kinds: leave alone what you don't know.
+
+    Attributes:
+        kind: what has happened. A dependency is `"starting"`, then `"started"` or
+            `"start_failed"`; later `"stopping"`, then `"stopped"` or `"stop_failed"`; or it has
+            `"died"`, ended by itself. One is `"refreshing"`, then `"refreshed"` or
+            `"refresh_failed"`. Old instances are still used after 30 seconds for which somebody
+            waits (`"drain_slow"`), or after their `drain_timeout` (`"drain_timed_out"`). Changed
+            `dependency_overrides` have come into force (`"overrides_applied"`). The application
+            is `"up"`, and in the end `"down"`.
+        provider: the callable; of a refresh, the one that was asked for; of overrides, the one
+            that is overridden, or None if several are. None for `"up"` and `"down"`.
+        name: the qualified name of the provider; None where there is no provider.
+        where: its `file:line`, as far as it can be known; None where there is no provider.
+        time_ns: when it happened, as `time.time_ns()` tells it.
+        seconds: how long it took, for what ends something; for `"drain_timed_out"` and
+            `"drain_slow"`, how long was waited. None for what begins.
+        error: what went wrong, for the kinds that say so; also for `"overrides_applied"` and
+            `"down"`, if something did.
+        is_raised: whether `error` is raised as well, to the server or to whoever asked: then a
+            listener that writes a log may leave it out.
+    """
+
+    kind: EventKind
+    provider: Callable[..., Any] | None = None
+    name: str | None = None
+    where: str | None = None
+    time_ns: int
+    seconds: float | None = None
+    error: BaseException | None = None
+    is_raised: bool = False
+
+
+Listener = Callable[[LifespanEvent], object]
+
+
+class Events:
+    """Tells each listener of each event, in the event loop of the run, once and in order."""
+
+    def __init__(self, *listeners: Listener) -> None:
+        self._listeners = [log, *listeners]
+
+    def listen(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+
+    def tell(
+        self,
+        kind: EventKind,
+        provider: Callable[..., Any] | None = None,
+        *,
+        seconds: float | None = None,
+        error: BaseException | None = None,
+        is_raised: bool = False,
+    ) -> None:
+        """Tell what has happened now. What a listener raises is logged, and harms nothing."""
+        event = LifespanEvent(
+            kind=kind,
+            provider=provider,
+            name=None if provider is None else name_of(provider),
+            where=None if provider is None else where(provider),
+            time_ns=time.time_ns(),
+            seconds=seconds,
+            error=error,
+            is_raised=is_raised,
+        )
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except BaseException:
+                with suppress(BaseException):  # the log may be what raises
+                    logger.exception("%s failed to hear of %r", name_of(listener), kind)
+
+
+def check_listener(listener: object) -> None:
+    """Raise unless it can be a listener."""
+    kind = listener if inspect.isroutine(listener) else getattr(listener, "__call__", None)  # noqa: B004
+    if not callable(listener) or inspect.iscoroutinefunction(kind):
+        raise TypeError(
+            f"on_lifespan_event={name_of(listener)}: give a plain function of one event. It is "
+            "called in the event loop, and must not wait."
+        )
+
+
+# How the log says it: a level, and a message of the event's attributes.
+_MESSAGES = {
+    "starting": (logging.DEBUG, "Starting `%(name)s`"),
+    "started": (logging.DEBUG, "Started `%(name)s`"),
+    "start_failed": (logging.ERROR, "`%(name)s` failed to start"),
+    "stopping": (logging.DEBUG, "Stopping `%(name)s`"),
+    "stopped": (logging.DEBUG, "Stopped `%(name)s`"),
+    "stop_failed": (logging.ERROR, "`%(name)s` failed to stop"),
+    "died": (logging.ERROR, "`%(name)s` ended by itself while serving"),
+    "refreshing": (logging.INFO, "Refreshing `%(name)s`"),
+    "refreshed": (logging.INFO, "Refreshed `%(name)s`"),
+    "refresh_failed": (logging.ERROR, "`%(name)s` was not refreshed"),
+    "drain_slow": (logging.WARNING, "The old `%(name)s` is still waited for; %(error)s"),
+    "drain_timed_out": (
+        logging.WARNING,
+        "The old `%(name)s` is stopped after %(seconds)g seconds, though %(error)s",
+    ),
+}
+_EXPLAINED = ("drain_slow", "drain_timed_out")  # whose error is a part of the message
+
+
+def log(event: LifespanEvent) -> None:
+    """Write an event to the log. An error that somebody is told of by himself is left out."""
+    if event.kind == "overrides_applied" and event.error is not None:
+        logger.error("A dependency override is not valid", exc_info=event.error)
+    if event.kind not in _MESSAGES or event.is_raised:
+        return
+    level, message = _MESSAGES[event.kind]
+    error = None if event.kind in _EXPLAINED else event.error
+    fields = {"name": event.name, "seconds": event.seconds, "error": event.error}
+    logger.log(level, message, fields, exc_info=error)

@@ -1,0 +1,244 @@
+"""The merged lifespan: the whole story of a run, from startup to shutdown."""
+
+import contextlib
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from fastapi import APIRouter
+
+from ._compat import hooked_router
+from .collect import LifecycleFunction, Route, collect_routes
+from .events import Listener
+from .exceptions import combined
+from .params import SCOPE_KEY
+from .run import Run, Runs
+
+LifespanStart = Literal["sequential", "concurrent"]
+Hook = Callable[..., Any]
+
+# The attributes of a router that list its hooks.
+STARTUP, SHUTDOWN = "on_startup", "on_shutdown"
+
+
+@dataclass(eq=False)
+class Host:
+    """What an application has from one run to the next."""
+
+    router: APIRouter
+    runs: Runs
+    start: LifespanStart = "sequential"
+    listeners: tuple[Listener, ...] = ()
+    parts: list[Any] = field(default_factory=list)
+    """Of the merged lifespan: the user's lifespan functions, and FastAPI's default ones."""
+
+    nested: list[Any] = field(default_factory=list)
+    """The included routers whose hooks a default lifespan runs, or has run."""
+
+    def merge(self, parts: list[Any]) -> None:
+        """Take these for the parts of the merged lifespan."""
+        self.parts = parts
+        routers = (hooked_router(part) for part in parts)
+        known = {id(one) for one in (None, self.router, *self.nested)}
+        self.nested += [one for one in routers if id(one) not in known]
+
+
+class Lifespan:
+    """The merged lifespan of an application: what `router.lifespan_context` is."""
+
+    def __init__(self, host: Host, parts: list[Any]) -> None:
+        self.parts = parts
+        self._host = host
+
+    @asynccontextmanager
+    async def __call__(self, app: Any) -> AsyncIterator[Mapping[str, Any] | None]:
+        """Run the application, from startup to shutdown."""
+        host = self._host
+        if host.parts is not self.parts:
+            # Somebody wrapped it and assigned the wrapper: a run is under way already, which
+            # could not know what is inside.
+            lifecycle = _entering.get(None) or Lifecycle(host, None)
+            await lifecycle.start(self.parts)
+            async with AsyncExitStack() as stack:
+                yield await lifecycle.enter(self.parts, app, stack)
+            return
+
+        run = Run(host.router, host.listeners, concurrent=host.start == "concurrent")
+        lifecycle = Lifecycle(host, run)
+        async with _leaving(run, lambda: [partial(host.runs.close, run)]):
+            await lifecycle.start()
+            host.runs.open(run)
+            async with lifecycle.entered(app) as state:
+                if lifecycle.is_running_code:
+                    await lifecycle.start()  # what the user's code has added
+                    host.runs.open(run)
+                run.serve()
+                try:
+                    yield state if run.is_empty else {**(state or {}), SCOPE_KEY: run}
+                finally:
+                    run.live.phase = "stopping"
+
+
+class Lifecycle:
+    """The application's own code around a run: its hooks, and its lifespan functions.
+
+    On the way up: the application's hooks, its lifespan function, and then, as FastAPI has them,
+    the hooks and lifespan functions of included routers; on the way down the reverse. FastAPI has
+    a hook of an included router in several places, and runs it in each; here it runs in the last.
+    """
+
+    def __init__(self, host: Host, run: Run | None) -> None:
+        self._host = host
+        self._run = run  # None for a lifespan that is entered where no run is under way
+        self._known: dict[int, LifecycleFunction] = {}
+        self._done: dict[str, list[Hook]] = {STARTUP: [], SHUTDOWN: []}
+
+    async def start(self, others: Iterable[Any] = ()) -> None:
+        """Start what the application declares, and what these other parts of a lifespan do."""
+        if self._run is not None:
+            functions = [self._function(part, passed=1) for part in _functions(others)]
+            await self._run.start(self._sources(), functions)
+
+    @property
+    def is_running_code(self) -> bool:
+        """Whether there is something that may have altered the application."""
+        return bool(_functions(self._host.parts) or self._registered(STARTUP))
+
+    @asynccontextmanager
+    async def entered(self, app: Any) -> AsyncIterator[Mapping[str, Any] | None]:
+        """Run all of it, on the way up and on the way down."""
+        inner = [hook for router in self._host.nested for hook in router.on_startup]
+        own = [hook for hook in self._registered(STARTUP) if hook not in inner]
+        await self._start_up(own)
+        async with (
+            _leaving(self._run, lambda: self._calls(SHUTDOWN, self._registered(SHUTDOWN))),
+            AsyncExitStack() as stack,
+        ):
+            state = await self.enter(self._host.parts, app, stack)
+            # of routers whose default lifespan is not a part any more
+            await self._start_up(self._registered(STARTUP))
+            yield state
+
+    async def enter(
+        self, parts: list[Any], app: Any, stack: AsyncExitStack
+    ) -> Mapping[str, Any] | None:
+        """Enter parts of a merged lifespan, and give the state that they yield."""
+        state: Mapping[str, Any] | None = None
+        token = _entering.set(self)
+        try:
+            for index, part in enumerate(parts):
+                router, later = hooked_router(part), parts[index + 1 :]
+                if router is None:
+                    found = await self._enter_function(part, app, stack)
+                    if found is not None:
+                        state = {**found, **(state or {})}
+                elif router is not self._host.router:
+                    await self._start_up(_hooks_of(router, STARTUP, later))
+                    await stack.enter_async_context(self._leaving(router, later))
+        finally:
+            _entering.reset(token)
+        return state
+
+    @asynccontextmanager
+    async def _leaving(self, router: Any, later: list[Any]) -> AsyncIterator[None]:
+        hooks = partial(_hooks_of, router, SHUTDOWN, later)
+        async with _leaving(self._run, lambda: self._calls(SHUTDOWN, hooks())):
+            yield
+
+    async def _enter_function(self, part: Any, app: Any, stack: AsyncExitStack) -> Any:
+        """Enter a lifespan function, given the application and the values that it declares."""
+        function = self._function(part, passed=1)
+        if self._run is None or not function.site.parameters:
+            return await stack.enter_async_context(part(app))
+        values = stack.enter_context(self._run.live.holding(function.site))
+        generator = inspect.unwrap(part)
+        if inspect.isgeneratorfunction(generator):  # FastAPI's wrapper takes the application alone
+            context = contextlib.contextmanager(generator)(app, **values)
+            return stack.enter_context(context)
+        return await stack.enter_async_context(part(app, **values))
+
+    async def _start_up(self, hooks: Iterable[Hook]) -> None:
+        for call in self._calls(STARTUP, hooks):
+            await call()
+
+    def _calls(self, kind: str, hooks: Iterable[Hook]) -> Iterator[Callable[[], Awaitable[None]]]:
+        """The calls of those hooks that have not run yet."""
+        done = self._done[kind]
+        for hook in hooks:
+            if hook not in done:
+                done.append(hook)
+                yield partial(self._call_hook, hook)
+
+    async def _call_hook(self, hook: Hook) -> None:
+        # As in FastAPI, a synchronous hook runs in the event loop.
+        run = self._run
+        result = hook() if run is None else run.current[self._function(hook).site]()
+        if inspect.iscoroutine(result):
+            await result
+
+    def _registered(self, kind: str) -> list[Hook]:
+        routers = self._host.router, *self._host.nested
+        return [hook for router in routers for hook in getattr(router, kind)]
+
+    def _function(self, function: Callable[..., Any], passed: int = 0) -> LifecycleFunction:
+        known = self._known.get(id(function))
+        if known is None:
+            domain = self._run and self._run.overrides_provider
+            known = self._known[id(function)] = LifecycleFunction(function, domain, passed)
+        return known
+
+    def _sources(self) -> Iterator[Route | LifecycleFunction]:
+        yield from collect_routes(self._host.router.dependency_overrides_provider)
+        for kind in (STARTUP, SHUTDOWN):
+            hooks: list[Hook] = []
+            for hook in self._registered(kind):
+                if hook not in hooks:
+                    hooks.append(hook)
+                    yield self._function(hook)
+        for part in _functions(self._host.parts):
+            yield self._function(part, passed=1)
+
+
+# The lifecycle whose lifespan functions are being entered: one of them may be a wrapper around what
+# was the application's lifespan before.
+_entering: ContextVar[Lifecycle] = ContextVar("fastapi_lifespan_deps_entering")
+
+
+def _functions(parts: Iterable[Any]) -> list[Any]:
+    return [part for part in parts if hooked_router(part) is None]
+
+
+def _hooks_of(router: Any, kind: str, later: list[Any]) -> list[Hook]:
+    """The hooks of an included router that no later part of the lifespan has."""
+    others = [hooked_router(part) for part in later]
+    found = [hook for other in others if other is not None for hook in getattr(other, kind)]
+    return [hook for hook in getattr(router, kind) if hook not in found]
+
+
+@asynccontextmanager
+async def _leaving(
+    run: Run | None, steps: Callable[[], Iterable[Callable[[], Awaitable[None]]]]
+) -> AsyncIterator[None]:
+    """Take every step on the way out, whatever happened inside and in the other steps."""
+    failure: BaseException | None = None
+    try:
+        yield
+    except BaseException as error:
+        failure = error
+    errors = []
+    for step in steps():
+        try:
+            await step()
+        except BaseException as error:
+            errors.append(error)
+    is_serving = run is not None and run.live.phase != "starting"
+    failure = combined(failure, errors, is_serving=is_serving)
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            del failure, errors  # see `Supervisor.close`
