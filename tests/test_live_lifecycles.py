@@ -35,6 +35,8 @@ from fastapi_lifespan_deps import (
 )
 from tests.recording import Value, app_with, closed, leaves, named, opened, starts_and_stops
 
+pytestmark = pytest.mark.usefixtures("small_heap")
+
 PATIENCE = 10.0  # seconds until what still waits is taken to wait for ever
 
 # --- What may happen
@@ -1096,17 +1098,9 @@ def signed(
     return function
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_heap() -> Iterator[None]:
-    """Let the garbage collector look at nothing but what a story leaves behind (see below)."""
-    gc.collect()
-    yield
-    gc.unfreeze()
-
-
 def play(story: Story, backend: str) -> None:
     """Play a story, and fail if anything in it went against what is promised."""
-    gc.freeze()
+    gc.freeze()  # what earlier stories have left behind, too
     played = Play(story)
     anyio.run(played.run, backend=backend)
     assert played.violations == [], "\n".join(played.log)
@@ -1116,14 +1110,14 @@ backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
 
 @backends
-@settings(max_examples=100, report_multiple_bugs=False)
+@settings(report_multiple_bugs=False)
 @given(story=stories(is_short=True))
 def test_a_start_that_goes_wrong_anyhow_leaves_nothing_behind(story: Story, backend: str) -> None:
     play(story, backend)
 
 
 @backends
-@settings(max_examples=400, report_multiple_bugs=False)
+@settings(report_multiple_bugs=False)
 @given(story=stories())
 def test_whatever_happens_what_is_entered_is_left_once_and_nobody_uses_it_later(
     story: Story, backend: str
