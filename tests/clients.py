@@ -1,7 +1,8 @@
 """Clients in the event loop of the test, and values whose life can be followed."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
@@ -9,6 +10,36 @@ import httpx
 from fastapi import FastAPI
 
 from fastapi_lifespan_deps import LifespanFastAPI
+
+PATIENCE = 60.0  # seconds in which something must have gone on, even on a busy machine
+
+
+@contextmanager
+def progressing() -> Iterator[Callable[[], None]]:
+    """A limit for each step of what is done here, which tells of each by calling what it gets.
+
+    However long all of it takes: that depends on the machine.
+    """
+    with anyio.fail_after(PATIENCE) as scope:
+
+        def go_on() -> None:
+            scope.deadline = anyio.current_time() + PATIENCE
+
+        yield go_on
+
+
+class Patience:
+    """The same for a loop that looks again and again, in a thread."""
+
+    def __init__(self) -> None:
+        self._seen: object = None
+        self._since = time.monotonic()
+
+    def look(self, seen: object) -> None:
+        """Fail if nothing else has been seen for too long."""
+        if seen != self._seen:
+            self._seen, self._since = seen, time.monotonic()
+        assert time.monotonic() - self._since < PATIENCE, f"it has not got beyond {seen}"
 
 
 class Thing:

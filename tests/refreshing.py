@@ -20,7 +20,7 @@ from fastapi_lifespan_deps import (
     get_container,
 )
 from fastapi_lifespan_deps.refresh import Policy
-from tests.clients import Gate, Thing, client_of, running
+from tests.clients import PATIENCE, Gate, Thing, client_of, running
 from tests.recording import named
 
 AVAILABILITY: Policy = "availability_preserving"
@@ -143,8 +143,8 @@ class Service:
 
     @asynccontextmanager
     async def running(self, *, raises: bool = True) -> AsyncIterator[httpx.AsyncClient]:
-        """Run the application, for ten seconds at most; begin with an empty log."""
-        with anyio.fail_after(10):
+        """Run the application, not for ever; begin with an empty log."""
+        with anyio.fail_after(PATIENCE):
             async with (
                 running(self.app, raises=raises) as client,
                 anyio.create_task_group() as tasks,

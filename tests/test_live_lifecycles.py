@@ -18,7 +18,7 @@ import anyio.to_thread
 import pytest
 from fastapi import BackgroundTasks, WebSocket
 from fastapi.responses import StreamingResponse
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -33,7 +33,9 @@ from fastapi_lifespan_deps import (
     UninitializedLifespanDependency,
     get_container,
 )
-from tests.recording import leaves
+from tests.recording import Value, app_with, closed, leaves, named, opened, starts_and_stops
+
+pytestmark = pytest.mark.usefixtures("small_heap")
 
 PATIENCE = 10.0  # seconds until what still waits is taken to wait for ever
 
@@ -1097,17 +1099,9 @@ def signed(
     return function
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_heap() -> Iterator[None]:
-    """Let the garbage collector look at nothing but what a story leaves behind (see below)."""
-    gc.collect()
-    yield
-    gc.unfreeze()
-
-
 def play(story: Story, backend: str) -> None:
     """Play a story, and fail if anything in it went against what is promised."""
-    gc.freeze()
+    gc.freeze()  # what earlier stories have left behind, too
     played = Play(story)
     anyio.run(played.run, backend=backend)
     assert played.violations == [], "\n".join(played.log)
@@ -1117,14 +1111,14 @@ backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
 
 @backends
-@settings(max_examples=100, report_multiple_bugs=False)
+@settings(report_multiple_bugs=False)
 @given(story=stories(is_short=True))
 def test_a_start_that_goes_wrong_anyhow_leaves_nothing_behind(story: Story, backend: str) -> None:
     play(story, backend)
 
 
 @backends
-@settings(max_examples=400, report_multiple_bugs=False)
+@settings(report_multiple_bugs=False)
 @given(story=stories())
 def test_whatever_happens_what_is_entered_is_left_once_and_nobody_uses_it_later(
     story: Story, backend: str
@@ -1208,3 +1202,161 @@ def test_refreshes_are_done_in_the_order_in_which_they_are_asked_for(backend: st
     steps = ((Ask(0, Refresh(1)), 0), (Refresh(0, "resource_preserving"), 30))
     for _ in range(20):
         play(Story(specs, specs, pages, steps=steps, heals="from below"), backend)
+
+
+# --- Stories that can be foretold: nothing happens but the start and the end
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> Story:
+    """What a route lists, in any order, and what of it fails."""
+    specs: list[Spec] = []
+    troubles: list[Trouble] = []
+    for slot in range(draw(st.integers(1, 6))):
+        needs = draw(st.sets(st.integers(0, slot - 1), max_size=3)) if slot else set()
+        spec = Spec(draw(st.sampled_from(KINDS)), tuple(map(Need, sorted(needs))))
+        moments = (None, None, "stop", "start") if spec.is_generator else (None, None, "start")
+        if moment := draw(st.sampled_from(moments)):
+            troubles.append(Trouble(slot, moment, "fail"))
+        specs.append(spec)
+    listed = draw(st.lists(st.integers(0, len(specs) - 1), min_size=1, unique=True))
+    end = draw(st.sampled_from(("left", "fails", "cancelled")))
+    return foretold(specs, listed, *troubles, end=end)
+
+
+def foretold(
+    specs: Sequence[Spec], listed: Sequence[int], *troubles: Trouble, end: str = "left"
+) -> Story:
+    return Story(tuple(specs), (), (page(*listed),), at_start=troubles, end=end)
+
+
+class Graph:
+    """An application whose providers have no `try`: only a proper stop gets them to their end."""
+
+    def __init__(self, story: Story) -> None:
+        self.story = story
+        self.events: list[str] = []
+        self.errors: dict[tuple[int, str], Exception] = {}
+        self.body_error = Failure("while serving")
+        self.raised: BaseException | None = None
+        self.served = self.was_cancelled = False
+        self.troubles = {(trouble.slot, trouble.moment) for trouble in story.at_start}
+        providers: list[Callable[..., Any]] = []
+        for slot, spec in enumerate(story.specs):
+            providers.append(self.provider(slot, spec, [providers[on.slot] for on in spec.needs]))
+        self.app = app_with(*(providers[need.slot] for need in story.pages[0].needs))
+
+    def provider(
+        self, slot: int, spec: Spec, needs: Sequence[Callable[..., Any]]
+    ) -> Callable[..., Any]:
+        name = str(slot)
+
+        def fail(moment: str) -> None:
+            if (slot, moment) in self.troubles:
+                self.errors[slot, moment] = error = Failure(f"{moment} of {name}")
+                raise error
+
+        def start(values: dict[str, Value]) -> Value:
+            fail("start")
+            return opened(name, self.events, values)
+
+        def stop(value: Value) -> None:
+            closed(value, self.events)
+            fail("stop")
+
+        async def async_generator(**values: Value) -> AsyncIterator[Value]:
+            await anyio.lowlevel.checkpoint()
+            value = start(values)
+            yield value
+            await anyio.lowlevel.checkpoint()
+            stop(value)
+
+        def generator(**values: Value) -> Iterator[Value]:
+            value = start(values)
+            yield value
+            stop(value)
+
+        async def async_function(**values: Value) -> Value:
+            return start(values)
+
+        def function(**values: Value) -> Value:
+            return start(values)
+
+        kinds: dict[str, Any] = {
+            "async generator": async_generator,
+            "generator": generator,
+            "async function": async_function,
+            "function": function,
+        }
+        return named(kinds[spec.kind], name, needs)
+
+    def start_order(self) -> list[int]:
+        """What the contract says: depth first, in the order of the route and of the parameters."""
+        order: list[int] = []
+
+        def visit(need: Need) -> None:
+            for below in self.story.specs[need.slot].needs:
+                visit(below)
+            if need.slot not in order:
+                order.append(need.slot)
+
+        for need in self.story.pages[0].needs:
+            visit(need)
+        return order
+
+    async def run(self) -> None:
+        with anyio.fail_after(30), anyio.CancelScope() as scope:
+            try:
+                async with self.app.router.lifespan_context(self.app):
+                    self.served = True
+                    if self.story.end == "fails":
+                        raise self.body_error
+                    if self.story.end == "cancelled":
+                        scope.cancel()
+                        await anyio.lowlevel.checkpoint()
+            except Exception as error:
+                self.raised = error
+        self.was_cancelled = scope.cancelled_caught
+
+
+@backends
+@given(story=graphs())
+@example(
+    story=foretold(
+        [
+            Spec("generator"),
+            Spec("async generator", (Need(0),)),
+            Spec("function", (Need(0), Need(1))),
+            Spec("async generator", (Need(2),)),
+        ],
+        [3],
+        Trouble(0, "stop", "fail"),
+        Trouble(1, "stop", "fail"),
+        Trouble(3, "start", "fail"),
+    )
+)
+def test_clauses_5_and_6_hold_for_any_graph_and_any_failures(story: Story, backend: str) -> None:
+    graph = Graph(story)
+    anyio.run(graph.run, backend=backend)
+    order = graph.start_order()
+    failing = [slot for slot in order if (slot, "start") in graph.troubles]
+    expected = order[: order.index(failing[0])] if failing else order
+
+    started, stopped = starts_and_stops(graph.events)
+    assert started == [str(slot) for slot in expected]
+    to_stop = [slot for slot in reversed(expected) if story.specs[slot].is_generator]
+    assert stopped == [str(slot) for slot in to_stop]
+    assert graph.served == (not failing)
+
+    stop_errors = [
+        graph.errors[slot, "stop"] for slot in to_stop if (slot, "stop") in graph.troubles
+    ]
+    if failing:
+        assert graph.raised is graph.errors[failing[0], "start"]
+        notes = "".join(getattr(graph.raised, "__notes__", []))
+        assert all(f"Failure: {error}" in notes for error in stop_errors)
+    elif story.end == "cancelled":
+        assert graph.was_cancelled
+    else:
+        body_errors = [graph.body_error] if story.end == "fails" else []
+        assert leaves(graph.raised) == [*body_errors, *stop_errors]

@@ -51,7 +51,7 @@ class Followed:
 
 
 @pytest.fixture(autouse=True)
-def no_garbage_collector() -> Iterator[None]:
+def no_garbage_collector(small_heap: None) -> Iterator[None]:
     gc.collect()
     gc.disable()
     yield
@@ -161,7 +161,7 @@ async def test_what_only_a_dropped_fake_refers_to() -> None:
         return lambda: model
 
     async with running(example.app) as client:
-        for _ in range(10):
+        for _ in range(3):
             example.overrides[example.get_model] = giving(example.followed.make())
             assert (await client.get("/")).json() is True
             await settle()

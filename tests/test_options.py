@@ -2,8 +2,9 @@
 
 import copyreg
 import functools
+import itertools
 import pickle
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -34,7 +35,13 @@ LIMITS = ("start_timeout", "stop_timeout")
 OPTIONS = ("refresh_every", *LIMITS)
 SHORT = 0.03  # not less: a busy machine may take that long for nothing
 any_option = pytest.mark.parametrize("option", OPTIONS)
-any_limit = pytest.mark.parametrize("limit", LIMITS)
+# What is refused before anything starts has nothing to do with the event loop.
+on_one_loop = pytest.mark.parametrize("anyio_backend", ["asyncio"])
+
+
+def in_turn(values: Sequence[Any], options: Sequence[str] = OPTIONS) -> list[tuple[str, Any]]:
+    """Each value with one of the options, and each option with some: they are read alike."""
+    return list(zip(itertools.cycle(options), values, strict=False))
 
 
 @pytest.fixture(autouse=True)
@@ -60,27 +67,11 @@ def lifespan(provider: Callable[..., Any] | None = get_value, /, **options: Any)
 # --- What the call refuses
 
 
-@any_option
-@pytest.mark.parametrize(
-    "value",
-    [
-        0,
-        0.0,
-        -1,
-        -0.5,
-        float("nan"),
-        float("-inf"),
-        True,
-        False,
-        "5",
-        b"5",
-        [5],
-        5j,
-        timedelta(0),
-        timedelta(seconds=-1),
-    ],
-    ids=repr,
-)
+BAD = [0, 0.0, -1, -0.5, float("nan"), float("-inf"), True, False, "5", b"5", [5], 5j]
+BAD += [timedelta(0), timedelta(seconds=-1)]
+
+
+@pytest.mark.parametrize(("option", "value"), in_turn(BAD), ids=repr)
 def test_a_duration_is_a_number_of_seconds_above_0(option: str, value: Any) -> None:
     with pytest.raises(InvalidLifespanDependency) as refused:
         lifespan(**{option: value})
@@ -92,18 +83,14 @@ def test_a_duration_is_a_number_of_seconds_above_0(option: str, value: Any) -> N
 
 
 @any_option
-@pytest.mark.parametrize(
-    ("value", "same"),
-    [(60, 60.0), (timedelta(minutes=1), 60.0), (timedelta(microseconds=1), 1e-6), (None, None)],
-    ids=repr,
-)
-def test_a_duration_may_be_a_timedelta(option: str, value: Any, same: float | None) -> None:
-    assert lifespan(**{option: value}) == lifespan(**{option: same})
-    assert (lifespan(**{option: value}) == lifespan()) == (value is None)
+def test_a_duration_may_be_a_timedelta(option: str) -> None:
+    assert lifespan(**{option: 60}) == lifespan(**{option: 60.0}) != lifespan()
+    assert lifespan(**{option: timedelta(minutes=1)}) == lifespan(**{option: 60.0})
+    assert lifespan(**{option: timedelta(microseconds=1)}) == lifespan(**{option: 1e-6})
+    assert lifespan(**{option: None}) == lifespan()
 
 
-@any_option
-@pytest.mark.parametrize("scope", [None, "function", "request"])
+@pytest.mark.parametrize(("option", "scope"), in_turn([None, "function", "request"]))
 def test_options_need_the_scope(option: str, scope: Any) -> None:
     with pytest.raises(InvalidLifespanDependency) as refused:
         Depends(get_value, scope=scope, **cast(Any, {option: 5.0}))
@@ -133,29 +120,29 @@ CALLABLES = [
 ]
 
 
-@any_limit
 @pytest.mark.parametrize(("provider", "kind"), CALLABLES)
 def test_clause_12_what_runs_in_a_thread_can_have_no_time_limit(
-    provider: Callable[..., Any], kind: str, limit: str
+    provider: Callable[..., Any], kind: str
 ) -> None:
     if kind in ASYNC:
-        assert lifespan(provider, **{limit: 5.0})
+        assert lifespan(provider, start_timeout=5.0, stop_timeout=5.0)
         return
     assert lifespan(provider, refresh_every=5.0)
-    with pytest.raises(InvalidLifespanDependency, match="synchronous") as refused:
-        lifespan(provider, **{limit: 5.0})
-    assert refused.value.dependency is provider
-    assert limit in str(refused.value)
-    assert "anyio.to_thread.run_sync" in str(refused.value)
+    for limit in LIMITS:
+        with pytest.raises(InvalidLifespanDependency, match="synchronous") as refused:
+            lifespan(provider, **{limit: 5.0})
+        assert refused.value.dependency is provider
+        assert limit in str(refused.value)
+        assert "anyio.to_thread.run_sync" in str(refused.value)
 
 
-@any_limit
 @pytest.mark.parametrize(("provider", "kind"), UNKNOWN)
 def test_what_a_synchronous_callable_returns_is_not_known_in_time(
-    provider: Callable[..., Any], kind: str, limit: str
+    provider: Callable[..., Any], kind: str
 ) -> None:
-    with pytest.raises(InvalidLifespanDependency, match="synchronous"):
-        lifespan(provider, **{limit: 5.0})
+    for limit in LIMITS:
+        with pytest.raises(InvalidLifespanDependency, match="synchronous"):
+            lifespan(provider, **{limit: 5.0})
 
 
 # --- Where it is inferred from the annotation
@@ -222,21 +209,18 @@ def used_by_an_override_of_a_request(depends: Any) -> FastAPI:
     return app
 
 
-users = pytest.mark.parametrize(
-    "user",
-    [
-        used_by_a_route,
-        used_by_a_dependency_of_a_request,
-        used_by_a_lifespan_dependency,
-        used_by_a_hook,
-        used_by_a_lifespan_function,
-        used_by_an_override_of_a_request,
-    ],
-)
+USERS = [
+    used_by_a_route,
+    used_by_a_dependency_of_a_request,
+    used_by_a_lifespan_dependency,
+    used_by_a_hook,
+    used_by_a_lifespan_function,
+    used_by_an_override_of_a_request,
+]
 
 
-@users
-@any_limit
+@on_one_loop
+@pytest.mark.parametrize(("limit", "user"), in_turn(USERS, LIMITS))
 async def test_an_inferred_class_can_have_no_time_limit(
     user: Callable[[Any], FastAPI], limit: str
 ) -> None:
@@ -248,7 +232,8 @@ async def test_an_inferred_class_can_have_no_time_limit(
     assert refused.value.dependency is Inferred
 
 
-@users
+@on_one_loop
+@pytest.mark.parametrize("user", USERS)
 async def test_an_inferred_class_keeps_its_options(user: Callable[[Any], FastAPI]) -> None:
     app = user(lifespan(None, refresh_every=5.0))
     app.get("/one", dependencies=[lifespan(Inferred, refresh_every=6.0)])(lambda: None)
@@ -424,16 +409,14 @@ places = pytest.mark.parametrize(("place", "label", "step"), PLACES)
 
 
 @places
-@pytest.mark.parametrize("use_cache", [True, False])
+@on_one_loop
 async def test_places_that_set_an_option_differently_are_named_at_startup(
-    place: Callable[[Any], FastAPI], label: str, step: str, use_cache: bool
+    place: Callable[[Any], FastAPI], label: str, step: str
 ) -> None:
     app = place(lifespan(refresh_every=5.0))
 
     @app.get("/one")
-    async def read_one(
-        one: Annotated[Thing, lifespan(refresh_every=6, use_cache=use_cache)],
-    ) -> None: ...
+    async def read_one(one: Annotated[Thing, lifespan(refresh_every=6)]) -> None: ...
 
     with pytest.raises(InvalidLifespanDependency, match="one place") as refused:
         async with running(app):
@@ -454,17 +437,17 @@ async def test_places_that_set_an_option_differently_are_named_at_startup(
 
 
 @places
-@pytest.mark.parametrize("asks", ["ours", "stock"])
+@on_one_loop
 async def test_a_place_that_does_not_set_an_option_inherits_it(
-    place: Callable[[Any], FastAPI], label: str, step: str, asks: str
+    place: Callable[[Any], FastAPI], label: str, step: str
 ) -> None:
     """Whichever comes first: the hanging start is cut off."""
     hangs.add("start")
-    asking: dict[str, Any] = {"ours": Depends, "stock": fastapi.Depends}
-    unset = asking[asks](get_value, scope="lifespan")
+    limited, stock = lifespan(start_timeout=SHORT), cast(Any, fastapi.Depends)
     for first, second in (
-        (lifespan(start_timeout=SHORT), unset),
-        (unset, lifespan(start_timeout=SHORT)),
+        (limited, lifespan()),
+        (lifespan(), limited),
+        (stock(get_value, scope="lifespan"), limited),
     ):
         app = place(first)
 
@@ -494,6 +477,7 @@ async def test_places_may_set_an_option_alike_and_others_apart() -> None:
     assert [type(error) for error in late.value.exceptions] == [LifespanTimeout] * 2
 
 
+@on_one_loop
 async def test_the_whole_message_of_a_conflict() -> None:
     app = LifespanFastAPI()
 
@@ -530,6 +514,7 @@ async def test_the_whole_message_of_a_conflict() -> None:
     )
 
 
+@on_one_loop
 async def test_two_parameters_of_one_function_may_disagree_too() -> None:
     app = LifespanFastAPI()
 
@@ -548,6 +533,7 @@ async def test_two_parameters_of_one_function_may_disagree_too() -> None:
 
 
 @places
+@on_one_loop
 async def test_options_count_in_the_next_run_of_an_app_that_was_bound(
     place: Callable[[Any], FastAPI], label: str, step: str
 ) -> None:
@@ -567,6 +553,7 @@ async def test_options_count_in_the_next_run_of_an_app_that_was_bound(
     assert "GET /one" in str(refused.value)
 
 
+@on_one_loop
 @pytest.mark.parametrize(
     "place", [in_a_route, in_a_dependency_of_a_request, in_the_list_of_the_app]
 )
@@ -592,6 +579,7 @@ async def test_options_count_in_a_copy_of_an_app(
     assert pickle.loads(pickle.dumps(lifespan(refresh_every=1))) == lifespan(refresh_every=1)
 
 
+@on_one_loop
 async def test_options_count_in_an_app_that_was_enabled_after_its_routes_were_added() -> None:
     app = FastAPI()
     app.get("/", dependencies=[lifespan(start_timeout=SHORT)])(lambda: None)
@@ -651,6 +639,7 @@ async def test_an_override_has_the_time_limits_of_its_own_declaration() -> None:
     assert "overrides get_value" in str(late.value)
 
 
+@on_one_loop
 async def test_places_disagree_even_if_what_they_declare_is_overridden() -> None:
     app = overridden(get_sync_fake, lifespan(refresh_every=1.0), lifespan(refresh_every=2.0))
     with pytest.raises(InvalidLifespanDependency, match=r"(?s)GET /0.*GET /1"):
@@ -676,6 +665,7 @@ in_each_order = pytest.mark.parametrize("first", ["/value", "/other"])
 of_each_scope = pytest.mark.parametrize("scope", ["lifespan", "request"])
 
 
+@on_one_loop
 @of_each_scope
 @in_each_order
 async def test_an_override_that_disagrees_with_a_route_fails_the_startup(

@@ -17,7 +17,7 @@ import trio
 from fastapi import FastAPI
 
 from fastapi_lifespan_deps import Depends, LifespanFastAPI, LifespanTimeout
-from tests.clients import Gate, Thing, client_of, running, settle
+from tests.clients import PATIENCE, Gate, Thing, client_of, progressing, running, settle
 
 pytestmark = pytest.mark.anyio
 
@@ -67,9 +67,10 @@ class Versions:
 
     async def until(self, version: int) -> None:
         """Wait until that start has begun; the one before is over then."""
-        with anyio.fail_after(10):
+        with progressing() as go_on:
             while self.started < version:
                 await self._changed.wait()
+                go_on()
 
     async def go_on(self, times: int = 3) -> None:
         await self.until(self.started + times)
@@ -148,7 +149,7 @@ async def test_a_synchronous_one_is_refreshed_too(kind: str) -> None:
 
     app = LifespanFastAPI()
     route(app, "", {"function": get_number, "generator": generate_number}[kind], refresh_every=0.01)
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE):
         async with running(app) as client:
             await enough.wait()
             assert int((await client.get("/")).json()) >= 2
@@ -231,7 +232,7 @@ async def test_it_never_overlaps_itself() -> None:
     gate = value.gate(2)
     app = app_of(value)
     async with running(app) as client:
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE):
             await gate.hold()
         await outlast(5 * INTERVAL)
         assert value.started == 2
@@ -247,7 +248,6 @@ async def test_those_of_several_dependencies_do_not_disturb_each_other(
 ) -> None:
     base = Versions("base")
     count = 0
-    enough = anyio.Event()
 
     async def get_user(
         base: Annotated[Thing, Depends(base.get, scope="lifespan", refresh_every=INTERVAL)],
@@ -255,8 +255,6 @@ async def test_those_of_several_dependencies_do_not_disturb_each_other(
         nonlocal count
         count += 1
         before = str(base)
-        if count == 20:
-            enough.set()
         yield Thing("user", base)
         assert str(base) == before  # which fails if it is closed
 
@@ -266,8 +264,8 @@ async def test_those_of_several_dependencies_do_not_disturb_each_other(
     async with running(app) as client:
         for each in (base, *others):
             await each.go_on()
-        with anyio.fail_after(10):
-            await enough.wait()
+        while count < 20:
+            await base.go_on(1)
         assert (await client.get("/user")).json().startswith("user(base ")
     assert count > base.started  # its own refreshes, and those of what it takes
     assert problems(caplog) == []
@@ -287,14 +285,14 @@ async def test_a_manual_refresh_joins_it(first: str) -> None:
     async with running(app), anyio.create_task_group() as tasks:
         if first == "the caller":
             tasks.start_soon(refresh)
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE):
             await gate.hold()
         await outlast(20 * INTERVAL if first == "the caller" else 0)
         tasks.start_soon(refresh)
         await settle()
         assert seen == []
         gate.open()
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE):
             await after.hold()
         assert [one[:2] for one in seen] == [(2, "value 2")] * len(seen)
         assert len(seen) == (1 if first == "the timer" else 2)
@@ -313,7 +311,7 @@ async def test_a_failure_is_logged_and_the_old_value_serves_until_the_next_try(
     gate = value.gate(3)
     app = app_of(value)
     async with running(app) as client:
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE):
             await gate.hold()
         assert (await client.get("/value")).json() == "value 1"
         assert value.stopped == []
@@ -347,7 +345,7 @@ async def test_a_refresh_that_is_cut_off_by_its_time_limit_is_a_failure_like_oth
     value = Versions()
     value.gate(2)  # which nobody opens
     app = LifespanFastAPI()
-    route(app, "value", value.get, refresh_every=INTERVAL, start_timeout=5 * INTERVAL)
+    route(app, "value", value.get, refresh_every=INTERVAL, start_timeout=30 * INTERVAL)
     async with running(app) as client:
         await value.until(4)
         assert (await client.get("/value")).json() == "value 3"
@@ -402,7 +400,7 @@ async def test_it_brings_back_what_has_died(caplog: pytest.LogCaptureFixture) ->
         await settle()
         assert (await client.get("/value")).status_code == 500
         died.set()
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE):
             await back.wait()
         assert (await client.get("/value")).json() in ("value 2", "value 3")
 
@@ -515,7 +513,7 @@ async def test_a_refresh_that_is_due_when_an_override_hides_the_value_is_no_fail
     route(app, "user", get_user)
     async with running(app) as client, anyio.create_task_group() as tasks:
         tasks.start_soon(app.lifespan_container.refresh, slow.get)
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE):
             await gate.hold()
         await outlast(5 * INTERVAL)  # it waits for the other refresh
         app.dependency_overrides[get_user] = fake
@@ -550,7 +548,7 @@ async def test_it_ends_with_the_application(moment: str, caplog: pytest.LogCaptu
     reached = anyio.Event()
     app = app_of(value, other, every=3600 if moment == "waiting" else INTERVAL)
     route(app, "user", get_user)
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE):
         async with running(app) as client:
             assert (await client.get("/value")).json() == "value 1"
             if moment == "refreshing":
@@ -586,7 +584,7 @@ async def test_runs_that_are_alive_at_once_refresh_each_for_itself() -> None:
             second = app.lifespan_container
             names = {str(first[value.get]), str(second[value.get])}
             assert names == {"value 1", "value 2"}
-            with anyio.fail_after(10):
+            with anyio.fail_after(PATIENCE):
                 while names & {str(first[value.get]), str(second[value.get])}:
                     await value.go_on(1)
             assert str(first[value.get]) != str(second[value.get])

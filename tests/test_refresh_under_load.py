@@ -21,12 +21,16 @@ from websockets.asyncio.client import connect
 
 from fastapi_lifespan_deps import Depends, LifespanContainer, LifespanFastAPI, get_container
 from fastapi_lifespan_deps.refresh import Policy
-from tests.clients import client_of, listen, running
+from tests.clients import client_of, listen, progressing, running
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.usefixtures("small_heap")]
 
 CLIENTS = 32
-REFRESHES = 200
+
+
+@pytest.fixture
+def refreshes(is_thorough: bool) -> int:
+    return 200 if is_thorough else 40
 
 
 class Part:
@@ -139,12 +143,15 @@ class Shop:
         self.refreshed.set()
         self.refreshed = anyio.Event()
 
-    async def drain(self) -> None:
+    async def drain(self, go_on: Callable[[], None]) -> None:
         """Wait until no value is left but the current ones."""
-        with anyio.fail_after(10):
-            while self.running > 3 or len(self.alive) > 3:
-                gc.collect()
-                await anyio.to_thread.run_sync(int)
+        left = self.running + len(self.alive)
+        while self.running > 3 or len(self.alive) > 3:
+            gc.collect()
+            await anyio.to_thread.run_sync(int)
+            if self.running + len(self.alive) < left:
+                left = self.running + len(self.alive)
+                go_on()
         assert (self.running, len(self.alive)) == (3, 3)
 
 
@@ -186,20 +193,31 @@ async def in_process(shop: Shop) -> AsyncIterator[Clients]:
 
 @asynccontextmanager
 async def served(shop: Shop) -> AsyncIterator[Clients]:
-    """Ask a server, through sockets."""
-    server = uvicorn.Server(uvicorn.Config(shop.app, lifespan="on", log_config=None))
+    """Ask a server, through sockets. Neither it nor the clients have a time limit of their own."""
+    config = uvicorn.Config(
+        shop.app,
+        lifespan="on",
+        log_config=None,
+        timeout_keep_alive=3600,
+        ws_ping_interval=None,
+    )
+    server = uvicorn.Server(config)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()  # clients that come before the startup is over wait
         address = f"127.0.0.1:{listener.getsockname()[1]}"
 
         async def texts_of(path: str) -> list[str]:
-            async with connect(f"ws://{address}{path}") as websocket:
+            async with connect(
+                f"ws://{address}{path}", open_timeout=None, ping_interval=None, close_timeout=None
+            ) as websocket:
                 return [str(text) async for text in websocket]
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(partial(server.serve, sockets=[listener]))
-            http = partial(httpx.AsyncClient, base_url=f"http://{address}", verify=False)
+            http = partial(
+                httpx.AsyncClient, base_url=f"http://{address}", verify=False, timeout=None
+            )
             yield Clients(http, texts_of)
             server.should_exit = True
 
@@ -221,13 +239,21 @@ async def read(http: httpx.AsyncClient, path: str) -> list[str]:
 
 
 class Load:
-    """Clients that send requests all the time, while values are refreshed."""
+    """Clients that send requests all the time, while values are refreshed.
+
+    `go_on` is told of what brings the end nearer, and of nothing that could go on for ever.
+    """
 
     def __init__(
-        self, shop: Shop, clients: Clients, policy: Policy = "availability_preserving"
+        self,
+        shop: Shop,
+        clients: Clients,
+        go_on: Callable[[], None],
+        policy: Policy = "availability_preserving",
     ) -> None:
         self.shop = shop
         self.clients = clients
+        self.go_on = go_on
         self.policy: Policy = policy
         self.is_over = False
         self.switched = [0, 0]  # what requests that are sent now may be given, or later ones
@@ -251,6 +277,7 @@ class Load:
                             await self.refresh(number, http)
                             meanwhile.cancel_scope.cancel()
                         self.shop.note_refresh()
+                        self.go_on()
                 self.is_over = True
                 tasks.start_soon(self.let_go)
             tasks.cancel_scope.cancel()
@@ -263,6 +290,7 @@ class Load:
         wanted = self.answers + CLIENTS // 4
         while self.answers < wanted:
             await self.answered.wait()
+            self.go_on()
 
     async def feed(self) -> None:
         """Let requests begin all the time."""
@@ -295,6 +323,7 @@ class Load:
                     await self.note(read_stream(http, "/stream"), 3)
                 else:
                     await self.note(self.clients.listen("/socket"), 4)
+        self.go_on()
 
     async def note(self, request: Awaitable[list[str]], length: int) -> None:
         """Send a request. All that it tells is of one generation, and that is not an old one."""
@@ -330,34 +359,37 @@ def objects() -> int:
     [(served, "asyncio"), (in_process, "asyncio"), (in_process, "trio")],
 )
 async def test_no_request_fails_no_generation_is_mixed_and_nothing_is_left(
-    way: Callable[[Shop], AbstractAsyncContextManager[Clients]],
+    way: Callable[[Shop], AbstractAsyncContextManager[Clients]], refreshes: int
 ) -> None:
     shop = Shop()
     sizes: list[int] = []
-    with anyio.fail_after(100):
+    with progressing() as go_on:
         async with way(shop) as clients:
             for _ in range(2):
                 before = shop.started if sizes else 3
-                load = Load(shop, clients)
-                await load.run(REFRESHES // 2)
+                load = Load(shop, clients, go_on)
+                await load.run(refreshes // 2)
                 assert shop.started - before == load.replaced
-                await shop.drain()
+                await shop.drain(go_on)
                 sizes.append(objects())
+                go_on()
     # a request keeps the generation alone that it began with
     assert shop.most <= 2 * (CLIENTS + 2) + 1
     # a generation, and what belongs to it, is far more
-    assert sizes[1] - sizes[0] < 10 * REFRESHES // 2
+    assert sizes[1] - sizes[0] < 10 * refreshes // 2
     gc.collect()
     assert not shop.alive
 
 
-async def test_a_resource_preserving_refresh_never_has_two_and_sends_some_requests_away() -> None:
+async def test_a_resource_preserving_refresh_never_has_two_and_sends_some_requests_away(
+    refreshes: int,
+) -> None:
     shop = Shop()
-    with anyio.fail_after(100):
+    with progressing() as go_on:
         async with in_process(shop) as clients:
-            load = Load(shop, clients, "resource_preserving")
-            await load.run(REFRESHES // 4)
-            await shop.drain()
+            load = Load(shop, clients, go_on, "resource_preserving")
+            await load.run(refreshes // 4)
+            await shop.drain(go_on)
     assert shop.most == 3
     assert shop.started == 3 + load.replaced
     assert load.refused > 0

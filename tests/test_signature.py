@@ -34,7 +34,13 @@ from starlette.applications import Starlette
 from starlette.background import BackgroundTasks as StarletteBackgroundTasks
 from starlette.requests import HTTPConnection
 
-from fastapi_lifespan_deps import DependencyScopeError, Depends, LifespanFastAPI
+from fastapi_lifespan_deps import (
+    DependencyCycleError,
+    DependencyScopeError,
+    Depends,
+    LifespanFastAPI,
+)
+from tests import postponed
 
 
 class Engine:
@@ -76,18 +82,26 @@ def taking(annotation: Any, *default: Any) -> Callable[..., Any]:
     return get_value
 
 
-def value_of(provider: Callable[..., Any]) -> Any:
-    """The value that a running application has for a lifespan dependency."""
-    values = []
+def values_of(*providers: Callable[..., Any]) -> list[Any]:
+    """The values that a running application has for lifespan dependencies."""
+    values: list[Any] = []
     app = LifespanFastAPI()
+    for number, provider in enumerate(providers):
 
-    @app.get("/")
-    def read(value: Annotated[Any, Depends(provider, scope="lifespan")]) -> None:
-        values.append(value)
+        def read(value: Any) -> None:
+            values.append(value)
 
+        read.__annotations__["value"] = Annotated[Any, Depends(provider, scope="lifespan")]
+        app.get(f"/{number}")(read)
     with TestClient(app) as client:
-        assert client.get("/").status_code == 200
-    return values[0]
+        for number in range(len(providers)):
+            assert client.get(f"/{number}").status_code == 200
+    return values
+
+
+def value_of(provider: Callable[..., Any]) -> Any:
+    (value,) = values_of(provider)
+    return value
 
 
 # What it may take
@@ -444,3 +458,109 @@ def test_a_name_for_type_checkers_among_evaluated_annotations() -> None:
         return engine
 
     assert isinstance(value_of(get_value), Engine)
+
+
+# Postponed annotations
+
+
+def test_every_parameter_of_a_dependency_is_understood() -> None:
+    shared, values = values_of(postponed.get_engine, postponed.get_model)
+
+    engine, inferred, by_default, plain, app = values
+    assert engine is by_default is shared
+    assert type(inferred) is postponed.Engine
+    assert inferred is not shared
+    assert plain is None
+    assert type(app) is LifespanFastAPI
+
+
+@pytest.mark.parametrize(
+    "provider",
+    [
+        postponed.get_scaled,
+        functools.partial(postponed.get_scaled),
+        postponed.wrapped(postponed.get_scaled),
+        postponed.wrapped(functools.partial(postponed.get_scaled)),
+        postponed.Reader(),
+        postponed.Reader().read,
+        functools.partial(postponed.Reader()),
+    ],
+    ids=["function", "partial", "wraps", "wraps of a partial", "instance", "method", "both"],
+)
+def test_a_name_for_type_checkers_does_not_hide_the_other_parameters(
+    provider: Callable[..., Any],
+) -> None:
+    engine, value = values_of(postponed.get_engine, provider)
+
+    assert value is engine
+
+
+@pytest.mark.parametrize("provider", [postponed.Model, functools.partial(postponed.Model)])
+def test_a_name_for_type_checkers_does_not_hide_the_other_parameters_of_a_class(
+    provider: Callable[..., Any],
+) -> None:
+    engine, model = values_of(postponed.get_engine, provider)
+
+    assert model.engine is engine
+
+
+def test_a_local_class_works_where_the_dependency_is_given_as_default() -> None:
+    local_class, get_local = postponed.local()
+
+    assert type(value_of(get_local)) is local_class
+
+
+def test_an_endpoint_may_have_postponed_annotations() -> None:
+    app = LifespanFastAPI()
+    app.get("/")(postponed.read_engines)
+
+    with TestClient(app) as client:
+        assert client.get("/").json() == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    "provider", [postponed.get_request, postponed.get_decimal, postponed.NeedsRequest]
+)
+def test_what_belongs_to_a_request_is_an_error_all_the_same(provider: Callable[..., Any]) -> None:
+    with pytest.raises(DependencyScopeError) as caught:
+        value_of(provider)
+
+    assert caught.value.provider is provider
+
+
+@pytest.mark.parametrize(
+    ("provider", "labels", "calls"),
+    [
+        (postponed.get_itself, ["get_itself", "itself"], [postponed.get_itself] * 2),
+        (
+            postponed.get_chicken,
+            ["get_chicken", "egg", "chicken"],
+            [postponed.get_chicken, postponed.get_egg, postponed.get_chicken],
+        ),
+        (
+            postponed.get_farm,
+            ["egg", "chicken", "egg"],
+            [postponed.get_egg, postponed.get_chicken, postponed.get_egg],
+        ),
+        (
+            postponed.Left,
+            ["Left", "right", "left"],
+            [postponed.Left, postponed.Right, postponed.Left],
+        ),
+        (
+            postponed.get_stock_circle,
+            ["get_stock_circle", "circle"],
+            [postponed.get_stock_circle] * 2,
+        ),
+    ],
+)
+def test_a_circle_is_an_error_at_the_line_of_the_route(
+    provider: Callable[..., Any], labels: list[str], calls: list[Callable[..., Any]]
+) -> None:
+    decorator = LifespanFastAPI().get("/", dependencies=[Depends(provider, scope="lifespan")])
+
+    with pytest.raises(DependencyCycleError) as caught:
+        decorator(lambda: None)
+
+    assert [step.label for step in caught.value.path] == labels
+    assert [step.call for step in caught.value.path] == calls
