@@ -537,3 +537,38 @@ def test_a_name_for_type_checkers_where_a_value_is_needed_is_an_error() -> None:
         value_of(get_value)
 
     assert caught.value.provider is get_value
+
+
+@deferred
+@pytest.mark.parametrize("where", ["dependency", "endpoint"])
+def test_a_dependency_that_does_not_exist_is_an_error_at_the_line_of_the_route(where: str) -> None:
+    def get_plain(
+        engine: Annotated[Engine, Depends(get_missing, scope="lifespan")],  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
+    ) -> None: ...
+
+    def get_limited(
+        engine: Annotated[Engine, Depends(get_missing, scope="lifespan", start_timeout=9)],  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
+    ) -> None: ...
+
+    for function in (get_plain, get_limited):
+
+        def read(value: Annotated[Any, Depends(function, scope="lifespan")]) -> None: ...
+
+        with pytest.raises(TypeError, match="get_missing"):
+            LifespanFastAPI().get("/")(read if where == "dependency" else function)
+
+
+@deferred
+def test_a_dataclass_may_name_dependencies_that_come_later() -> None:
+    @dataclasses.dataclass
+    class Config:
+        plain: Annotated[Engine, Depends(get_later, scope="lifespan")]  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
+        limited: Annotated[Engine, Depends(get_later, scope="lifespan", start_timeout=9)]  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
+
+    async def get_later() -> Engine:
+        return Engine()
+
+    config = value_of(Config)
+
+    assert type(config.plain) is Engine
+    assert config.limited is config.plain
