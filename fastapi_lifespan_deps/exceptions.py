@@ -112,8 +112,10 @@ class UninitializedLifespanDependency(LifespanDependencyError):
 
     def __init__(self, provider: Callable[..., Any], problem: str, advice: str) -> None:
         self.provider = provider
-        super().__init__(
-            f"There is no value of `{name_of(provider)}` ({where(provider)}): {problem}. {advice}"
+        # not `super()`: from Python 3.14, that is HTTPException in the class below
+        RuntimeError.__init__(
+            self,
+            f"There is no value of `{name_of(provider)}` ({where(provider)}): {problem}. {advice}",
         )
 
 

@@ -27,7 +27,7 @@ from .exceptions import (
     Step,
     name_of,
 )
-from .signature import Parameter, parameters, underlying
+from .signature import Parameter, is_missing, parameters, underlying
 
 # Where the pin of a request stands in its ASGI scope, and its run in the lifespan state.
 SCOPE_KEY = "fastapi_lifespan_deps"
@@ -385,7 +385,7 @@ def in_seconds(duration: object) -> float:
 
 def _check_limits(provider: Callable[..., Any], options: Options) -> None:
     kind = underlying(provider)
-    if isasyncgenfunction(kind) or iscoroutinefunction(kind):
+    if isasyncgenfunction(kind) or iscoroutinefunction(kind) or is_missing(kind):
         return
     for option in ("start_timeout", "stop_timeout"):
         if getattr(options, option) is not None:

@@ -82,6 +82,8 @@ def underlying(call: Any) -> Any:
     while not inspect.isclass(call):
         if isinstance(call, functools.partial):
             call = call.func
+        elif is_missing(call):  # pragma: no cover - Python 3.14
+            break  # it has every attribute that one asks for
         elif hasattr(call, "__wrapped__"):
             call = call.__wrapped__
         elif inspect.isroutine(call):
@@ -95,6 +97,11 @@ def runs_in_thread(call: Any) -> bool:
     """Whether FastAPI runs a callable in a worker thread."""
     kind = underlying(call)
     return not (inspect.iscoroutinefunction(kind) or inspect.isasyncgenfunction(kind))
+
+
+def is_missing(call: object) -> bool:
+    """Whether it stands for a name that does not exist, from Python 3.14 (or not yet)."""
+    return type(call).__module__ == "annotationlib"
 
 
 def _unevaluated_signature(call: Callable[..., Any]) -> inspect.Signature:

@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import inspect
+import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import fastapi
 import pytest
@@ -41,6 +42,9 @@ from fastapi_lifespan_deps import (
     LifespanFastAPI,
 )
 from tests import postponed
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 
 class Engine:
@@ -564,3 +568,127 @@ def test_a_circle_is_an_error_at_the_line_of_the_route(
 
     assert [step.label for step in caught.value.path] == labels
     assert [step.call for step in caught.value.path] == calls
+
+
+# Annotations that Python 3.14 evaluates when somebody asks for them. A function of a module that
+# postpones them by an import is in postponed.py.
+
+deferred = pytest.mark.skipif(
+    sys.version_info < (3, 14), reason="Python evaluates annotations where they stand before 3.14"
+)
+
+
+@deferred
+@pytest.mark.parametrize("kind", ["function", "class", "instance", "method", "partial", "wraps"])
+def test_a_deferred_name_for_type_checkers_does_not_hide_the_other_parameters(kind: str) -> None:
+    def function(engine: SharedEngine, scale: Decimal | None = None) -> Engine:
+        return engine
+
+    class Class:
+        def __init__(self, engine: SharedEngine, scale: Decimal | None = None) -> None:
+            self.engine = engine
+
+    class Instance:
+        def __call__(self, engine: SharedEngine, scale: Decimal | None = None) -> Engine:
+            return engine
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    providers: dict[str, Callable[..., Any]] = {
+        "function": function,
+        "class": Class,
+        "instance": Instance(),
+        "method": Instance().__call__,
+        "partial": functools.partial(function),
+        "wraps": wrapper,
+    }
+
+    value = value_of(providers[kind])
+
+    assert type(value.engine if kind == "class" else value) is Engine
+
+
+@deferred
+def test_a_name_for_type_checkers_may_be_anywhere_in_an_annotation() -> None:
+    def get_value(
+        annotated: Annotated[Decimal, Depends(get_engine, scope="lifespan")],
+        inside: Annotated[list[Decimal], Depends(get_engine, scope="lifespan")],
+        by_default: Decimal = Depends(get_engine, scope="lifespan"),
+        attribute: Decimal.missing | None = None,  # type: ignore[name-defined]  # pyright: ignore[reportAttributeAccessIssue]
+        quoted: "Decimal | None" = None,
+        *,
+        app: FastAPI,
+    ) -> Decimal:
+        values: Any = [annotated, inside, by_default, attribute, quoted, app]
+        return values  # type: ignore[no-any-return]
+
+    engine, *others, attribute, quoted, app = value_of(get_value)
+
+    assert type(engine) is Engine
+    assert others == [engine, engine]
+    assert attribute is quoted is None
+    assert type(app) is LifespanFastAPI
+
+
+@deferred
+def test_a_name_for_type_checkers_in_an_endpoint() -> None:
+    app = LifespanFastAPI()
+
+    @app.get("/")
+    def read(
+        engine: SharedEngine,
+        annotated: Annotated[Decimal, Depends(get_engine, scope="lifespan")],
+        by_default: Decimal = Depends(get_engine, scope="lifespan"),
+    ) -> list[bool]:
+        others: list[object] = [annotated, by_default]
+        return [engine is other for other in others]
+
+    with TestClient(app) as client:
+        assert client.get("/").json() == [True, True]
+
+
+@deferred
+def test_a_name_for_type_checkers_where_a_value_is_needed_is_an_error() -> None:
+    def get_value(engine: SharedEngine, scale: Decimal) -> None: ...
+
+    with pytest.raises(DependencyScopeError, match="scale: Decimal") as caught:
+        value_of(get_value)
+
+    assert caught.value.provider is get_value
+
+
+@deferred
+@pytest.mark.parametrize("where", ["dependency", "endpoint"])
+def test_a_dependency_that_does_not_exist_is_an_error_at_the_line_of_the_route(where: str) -> None:
+    def get_plain(
+        engine: Annotated[Engine, Depends(get_missing, scope="lifespan")],  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
+    ) -> None: ...
+
+    def get_limited(
+        engine: Annotated[Engine, Depends(get_missing, scope="lifespan", start_timeout=9)],  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
+    ) -> None: ...
+
+    for function in (get_plain, get_limited):
+
+        def read(value: Annotated[Any, Depends(function, scope="lifespan")]) -> None: ...
+
+        with pytest.raises(TypeError, match="get_missing"):
+            LifespanFastAPI().get("/")(read if where == "dependency" else function)
+
+
+@deferred
+def test_a_dataclass_may_name_dependencies_that_come_later() -> None:
+    @dataclasses.dataclass
+    class Config:
+        plain: Annotated[Engine, Depends(get_later, scope="lifespan")]  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
+        limited: Annotated[Engine, Depends(get_later, scope="lifespan", start_timeout=9)]  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
+
+    async def get_later() -> Engine:
+        return Engine()
+
+    config = value_of(Config)
+
+    assert type(config.plain) is Engine
+    assert config.limited is config.plain
