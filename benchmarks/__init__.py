@@ -1,1 +1,4 @@
-"""Benchmarks: what a request, the start, and a server under load cost. Run `scripts/bench`."""
+"""Benchmarks: what a request, the start, live operations, and a server under load cost.
+
+Run `scripts/bench`.
+"""

@@ -112,10 +112,13 @@ def budgets(results: dict[str, Any]) -> Iterator[Budget]:
     if (growth := startup.get("growth")) is not None:
         # Linear is 1; caches, which hold less of what is larger, make it a little more.
         yield Budget("startup per route, 10,000 ÷ 1,000", growth, 1.25, 1.0)
+    for row in results.get("live", {}).get("rows", {}).values():
+        # Linear is 2; caches, as above.
+        yield Budget(f"n doubled: {row['what']}", row["worst"], 2.3)
 
 
 def tables(results: dict[str, Any]) -> Iterator[Table]:
-    for part in ("requests", "startup", "serving"):
+    for part in ("requests", "startup", "live", "serving"):
         if part in results:
             yield from importlib.import_module(f".{part}", __package__).tables(results[part])
     table = Table(title="Budgets", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))

@@ -2,11 +2,12 @@
 
 import asyncio
 import random
+from collections.abc import Callable
 
 import fastapi
 import pytest
 
-from benchmarks import requests
+from benchmarks import live, report, requests
 from benchmarks.competitors import contestants, depends, lifespan_deps, plain
 from benchmarks.competitors.case import Case, Contestant, endpoint
 from benchmarks.measure import Subject, measure
@@ -75,3 +76,27 @@ def test_a_visit_of_the_startup_benchmark_gets_the_right_answers(variant: str) -
 
     found = asyncio.run(startup._visit(variant, 200, "parts"))
     assert found.keys() >= {"build", "walk", "startup", "startup again", "share"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (live.WebSockets, {"close", "refresh", "uninvolved"}),
+        (live.Dependents, {"dependents"}),
+        (live.Chain, {"chain"}),
+    ],
+)
+def test_each_live_operation_is_verified_and_measured(
+    kind: Callable[[int], live.Subject], names: set[str]
+) -> None:
+    found = asyncio.run(live._measure(kind, (2, 4), 3, lambda text: None))
+    assert found.keys() == names <= live.NAMES.keys()
+    for samples in found.values():
+        assert {number: len(seconds) for number, seconds in samples.items()} == {2: 3, 4: 3}
+
+
+def test_the_worst_doubling_of_a_live_operation_is_what_the_budget_is_about() -> None:
+    growth = live._growth({1: [1.0, 9.0, 2.0], 2: [2.0, 2.0, 2.0], 4: [9.0, 8.0, 8.0]})
+    assert growth["ratios"] == [2.0, 4.0]
+    [budget] = report.budgets({"live": {"rows": {"close": {"what": "one closes", **growth}}}})
+    assert (budget.measured, budget.is_met) == (4.0, False)
