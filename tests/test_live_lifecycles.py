@@ -1038,8 +1038,13 @@ class Play:
         for item in self.items:
             is_gone = item.state == "gone" or not item.is_left
             self.check(is_gone, f"{item} was never left: it is {item.state}")
-        expected = ("ended by itself", "was not refreshed", "is stopped after")
-        expected += ("failed to stop", "failed to start")
+        expected = (
+            "ended by itself",
+            "failed to start",
+            "failed to stop",
+            "is stopped after",
+            "was not refreshed",
+        )
         for text, error in self.records.seen:
             is_known = any(part in text for part in expected)
             # who had asked for it was cancelled
