@@ -1,7 +1,6 @@
 """FastAPI dependencies that live as long as the application."""
 
-from .applications import LifespanFastAPI, enable_lifespan_scope
-from .container import LifespanContainer, get_container
+from .declare.params import Depends
 from .events import LifespanEvent
 from .exceptions import (
     DependencyCycleError,
@@ -15,8 +14,9 @@ from .exceptions import (
     UnavailableLifespanDependency,
     UninitializedLifespanDependency,
 )
-from .params import Depends
-from .refresh import Draining
+from .live.refresh import Draining
+from .serve.applications import LifespanFastAPI, enable_lifespan_scope
+from .serve.container import LifespanContainer, get_container
 
 __all__ = [
     "DependencyCycleError",

@@ -83,7 +83,7 @@ def route_label(scope: Any) -> str:
     return f"{scope.get('method', 'WEBSOCKET')} {path}"
 
 
-def overrides_provider(scope: Any) -> Any:
+def overrides_provider_of(scope: Any) -> Any:
     """The application whose overrides FastAPI applies to the route of a request."""
     context = scope.get("fastapi", {}).get("effective_route_context")
     route = scope.get("route")

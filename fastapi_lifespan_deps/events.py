@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .exceptions import name_of, where
+from .exceptions import location_of, name_of
 
 logger = logging.getLogger("fastapi_lifespan_deps")
 
@@ -95,7 +95,7 @@ class Events:
             kind=kind,
             provider=provider,
             name=None if provider is None else name_of(provider),
-            where=None if provider is None else where(provider),
+            where=None if provider is None else location_of(provider),
             time_ns=time.time_ns(),
             seconds=seconds,
             error=error,

@@ -80,7 +80,7 @@ class DependencyScopeError(LifespanDependencyError, fastapi_exceptions.Dependenc
         name = name_of(provider)
         super().__init__(
             f"`{name}` is started once, with the application, before any request,\n"
-            f"so it cannot take `{parameter}`, {found}.\n\n{draw(path)}\n\n"
+            f"so it cannot take `{parameter}`, {found}.\n\n{draw_path(path)}\n\n"
             f'{advice}, or make `{name}` request-scoped (drop scope="lifespan").'
         )
 
@@ -97,7 +97,7 @@ class DependencyCycleError(LifespanDependencyError):
         self.path = tuple(path)
         super().__init__(
             f"`{name_of(path[-1].call)}` depends on itself, so it can never start.\n\n"
-            f"{draw(path)}\n\n"
+            f"{draw_path(path)}\n\n"
             "Take one of these dependencies out of the circle. A dependency override counts as "
             "what it replaces: it cannot depend on it."
         )
@@ -113,10 +113,8 @@ class UninitializedLifespanDependency(LifespanDependencyError):
     def __init__(self, provider: Callable[..., Any], problem: str, advice: str) -> None:
         self.provider = provider
         # not `super()`: from Python 3.14, that is HTTPException in the class below
-        RuntimeError.__init__(
-            self,
-            f"There is no value of `{name_of(provider)}` ({where(provider)}): {problem}. {advice}",
-        )
+        asked = f"There is no value of `{name_of(provider)}` ({location_of(provider)})"
+        RuntimeError.__init__(self, f"{asked}: {problem}. {advice}")
 
 
 class UnavailableLifespanDependency(UninitializedLifespanDependency, HTTPException):
@@ -153,7 +151,7 @@ class LifespanTimeout(LifespanDependencyError, TimeoutError):
         self.path = tuple(path)
         super().__init__(
             f"`{name_of(provider)}` did not {step} within {seconds:g} seconds "
-            f"({step}_timeout={seconds}), and was cancelled.\n\n{draw(path)}\n\n"
+            f"({step}_timeout={seconds}), and was cancelled.\n\n{draw_path(path)}\n\n"
             f"Give it more time, or find out what it waits for."
         )
 
@@ -230,7 +228,7 @@ def name_of(call: object) -> str:
     return getattr(call, "__qualname__", None) or f"{type(call).__qualname__}(...)"
 
 
-def where(call: object) -> str:
+def location_of(call: object) -> str:
     """`file:line` of a callable, as far as it can be known."""
     while isinstance(call, functools.partial):
         call = call.func
@@ -246,12 +244,12 @@ def where(call: object) -> str:
         return "built in"
 
 
-def draw(path: Sequence[Step]) -> str:
+def draw_path(path: Sequence[Step]) -> str:
     """Draw the path as a tree of one branch: a line for each step, in columns."""
     rows = [
         (
             f"{'   ' * (depth - 1)}└─ {step.label}" if depth else step.label,
-            where(step.call) if step.call else "",
+            location_of(step.call) if step.call else "",
             f"{name_of(step.call)}  {step.note}".rstrip() if step.call else step.note,
         )
         for depth, step in enumerate(path)

@@ -19,7 +19,7 @@ from fastapi_lifespan_deps import (
     LifespanFastAPI,
     get_container,
 )
-from fastapi_lifespan_deps.refresh import Policy
+from fastapi_lifespan_deps.live.refresh import Policy
 from tests.clients import PATIENCE, Gate, Thing, client_of, running
 from tests.recording import named
 

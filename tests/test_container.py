@@ -17,7 +17,7 @@ from fastapi_lifespan_deps import (
     enable_lifespan_scope,
     get_container,
 )
-from fastapi_lifespan_deps.routing import LifespanRouter
+from fastapi_lifespan_deps.serve.routing import LifespanRouter
 from tests.clients import Gate, Thing, provider, running
 from tests.recording import app_with
 

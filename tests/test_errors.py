@@ -25,7 +25,7 @@ from fastapi_lifespan_deps import (
     LifespanFastAPI,
     UninitializedLifespanDependency,
 )
-from fastapi_lifespan_deps.exceptions import Step, draw, name_of, where
+from fastapi_lifespan_deps.exceptions import Step, draw_path, location_of, name_of
 
 
 @pytest.fixture(autouse=True)
@@ -363,12 +363,12 @@ def test_an_instance_that_is_no_dependency_is_named_so_too() -> None:
     ],
 )
 def test_a_callable_is_placed_by_file_and_line(call: object, place: str) -> None:
-    assert where(call) == place
+    assert location_of(call) == place
 
 
 @pytest.mark.parametrize("call", [Connect, Connect(), functools.partial(Connect)])
 def test_a_class_is_placed_by_its_file_at_least(call: object) -> None:
-    assert where(call).startswith("test_errors.py")
+    assert location_of(call).startswith("test_errors.py")
 
 
 def test_a_file_somewhere_else_is_named_in_full(
@@ -376,7 +376,7 @@ def test_a_file_somewhere_else_is_named_in_full(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    assert where(get_engine) == f"{__file__}:{line(get_engine)}"
+    assert location_of(get_engine) == f"{__file__}:{line(get_engine)}"
 
 
 @pytest.mark.parametrize("wrap", [lambda kind: kind, lambda kind: kind(), functools.partial])
@@ -385,7 +385,7 @@ def test_a_class_that_was_made_at_a_prompt_has_no_file(
 ) -> None:
     monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
 
-    assert where(wrap(type("Typed", (), {"__module__": "__main__"})))
+    assert location_of(wrap(type("Typed", (), {"__module__": "__main__"})))
 
 
 def test_a_path_is_drawn_as_a_tree_in_columns() -> None:
@@ -396,7 +396,7 @@ def test_a_path_is_drawn_as_a_tree_in_columns() -> None:
     ]
 
     nothing, engine = (f"test_errors.py:{line(call)}" for call in (get_nothing, get_engine))
-    assert draw(path).splitlines() == [
+    assert draw_path(path).splitlines() == [
         f"  GET /users    {nothing}  get_nothing",
         f'  └─ engine     {engine}  get_engine  scope="lifespan"',
         f"     └─ q: str  {' ' * len(engine)}  a query parameter",
@@ -404,7 +404,7 @@ def test_a_path_is_drawn_as_a_tree_in_columns() -> None:
 
 
 def test_a_path_may_have_no_callables() -> None:
-    assert draw([Step("GET /", None), Step("q", None, "a query parameter")]).splitlines() == [
+    assert draw_path([Step("GET /", None), Step("q", None, "a query parameter")]).splitlines() == [
         "  GET /",
         "  └─ q     a query parameter",
     ]

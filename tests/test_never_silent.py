@@ -21,7 +21,7 @@ from fastapi_lifespan_deps import (
     enable_lifespan_scope,
     get_container,
 )
-from fastapi_lifespan_deps.exceptions import where
+from fastapi_lifespan_deps.exceptions import location_of
 from tests.clients import client_of, running
 
 calls: list[str] = []
@@ -168,7 +168,7 @@ def test_the_whole_message() -> None:
     with pytest.raises(UninitializedLifespanDependency) as caught:
         TestClient(plain()).get("/value")
     assert str(caught.value) == (
-        f"There is no value of `get_secret` ({where(get_secret)}): the application"
+        f"There is no value of `get_secret` ({location_of(get_secret)}): the application"
         ' is a plain FastAPI, which does not know scope="lifespan". Make it a LifespanFastAPI, or'
         " call enable_lifespan_scope(app) before it starts."
     )

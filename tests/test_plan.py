@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastapi_lifespan_deps import DependencyCycleError, DependencyScopeError, Depends
+from fastapi_lifespan_deps.declare.params import LIFESPAN_NOTE, Key, Place
+from fastapi_lifespan_deps.declare.plan import Declaration, Node, Plan, Planner
 from fastapi_lifespan_deps.exceptions import Step
-from fastapi_lifespan_deps.params import NOTE, Key, Place
-from fastapi_lifespan_deps.plan import Declaration, Node, Plan, Planner
 
 
 class Provider:
@@ -47,7 +47,7 @@ APP = FastAPI()
 
 
 def declare(provider: Any, place: Place | None = None, domain: Any = APP) -> Declaration:
-    steps = (Step("GET /"), Step("value", provider, NOTE))
+    steps = (Step("GET /"), Step("value", provider, LIFESPAN_NOTE))
     return Declaration(domain, Key(provider, place), steps)
 
 

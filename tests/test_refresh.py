@@ -22,7 +22,7 @@ from fastapi_lifespan_deps import (
     enable_lifespan_scope,
     get_container,
 )
-from fastapi_lifespan_deps.refresh import Policy
+from fastapi_lifespan_deps.live.refresh import Policy
 from tests.clients import Gate, Thing, listen, provider, running, settle
 from tests.refreshing import AVAILABILITY, POLICIES, RESOURCE, Broken, Service, breaks
 

@@ -18,7 +18,7 @@ from fastapi_lifespan_deps import (
     UninitializedLifespanDependency,
     get_container,
 )
-from fastapi_lifespan_deps.refresh import Policy
+from fastapi_lifespan_deps.live.refresh import Policy
 from tests.clients import Gate, Thing, settle
 from tests.recording import leaves
 from tests.refreshing import (

@@ -21,7 +21,7 @@ from fastapi_lifespan_deps import (
     RefreshError,
     get_container,
 )
-from fastapi_lifespan_deps.refresh import Policy
+from fastapi_lifespan_deps.live.refresh import Policy
 from tests.clients import Gate, Thing, client_of, running, settle
 from tests.refreshing import AVAILABILITY, POLICIES, RESOURCE, Service, connect
 
@@ -369,7 +369,7 @@ async def test_a_mounted_application_whose_middleware_copies_the_scope() -> None
 async def test_clause_10_who_waits_for_himself_unknown_to_us_is_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("fastapi_lifespan_deps.refresh.PATIENCE", 0.01)
+    monkeypatch.setattr("fastapi_lifespan_deps.live.refresh.PATIENCE", 0.01)
     service = Asking("application", RESOURCE)
     service.options["drain_timeout"] = 0.2
     async with service.running():
@@ -386,7 +386,7 @@ async def test_clause_10_who_waits_for_himself_unknown_to_us_is_told(
 async def test_clause_10_who_waits_long_is_told_for_what(
     is_held: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("fastapi_lifespan_deps.refresh.PATIENCE", 0.01)
+    monkeypatch.setattr("fastapi_lifespan_deps.live.refresh.PATIENCE", 0.01)
     service, stopping = Asking(), Gate()
     service.at["stop user 1"] = stopping.wait
     async with service.running():

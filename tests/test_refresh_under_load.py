@@ -20,7 +20,7 @@ from fastapi.responses import StreamingResponse
 from websockets.asyncio.client import connect
 
 from fastapi_lifespan_deps import Depends, LifespanContainer, LifespanFastAPI, get_container
-from fastapi_lifespan_deps.refresh import Policy
+from fastapi_lifespan_deps.live.refresh import Policy
 from tests.clients import client_of, listen, progressing, running
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.usefixtures("small_heap")]

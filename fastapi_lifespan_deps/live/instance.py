@@ -19,19 +19,20 @@ from anyio import (
     move_on_after,
 )
 
-from .absence import ended_by_itself
-from .entering import entered
-from .events import Events
-from .exceptions import (
+from fastapi_lifespan_deps.absence import ended_by_itself
+from fastapi_lifespan_deps.declare.plan import Node
+from fastapi_lifespan_deps.declare.signature import underlying
+from fastapi_lifespan_deps.events import Events
+from fastapi_lifespan_deps.exceptions import (
     LifespanTimeout,
     Step,
     UninitializedLifespanDependency,
     combined,
+    location_of,
     name_of,
-    where,
 )
-from .plan import Node
-from .signature import underlying
+
+from .entering import entered
 from .tasks import Tasks, finished
 
 # How many synchronous dependencies of one run may be starting or stopping at a time.
@@ -72,7 +73,7 @@ class Instance:
         self.died_of: Instance | None = None
         # What has begun, is not gone, and takes this one.
         self.dependents: set[Instance] = set()
-        self.settled = Event()  # started, or failed to
+        self.start_over = Event()  # started, or failed to
         self.ended = Event()
         self.gone = Event()  # ended, and so has all that depends on it: it may have died first
         self._supervisor = supervisor
@@ -119,7 +120,7 @@ class Instance:
                 async with self._entered() as self.value:
                     self._life_scope.shield = True
                     self.start_seconds = current_time() - began
-                    self.settled.set()
+                    self.start_over.set()
                     events.tell("started", provider, seconds=self.start_seconds)
                     try:
                         await self._until_stopped()
@@ -133,7 +134,7 @@ class Instance:
             self.error, self.given_up = error.failure, False
         except BaseException as error:
             step = "start" if not self.started else "serve" if self.died_of is self else "stop"
-            error.add_note(f"`{name_of(provider)}` ({where(provider)}) failed to {step}")
+            error.add_note(f"`{name_of(provider)}` ({location_of(provider)}) failed to {step}")
             self.error = error
         finally:
             self._note_timeout()
@@ -141,7 +142,7 @@ class Instance:
 
     async def _until_dependencies_started(self) -> None:
         for other in self.dependencies:
-            await other.settled.wait()
+            await other.start_over.wait()
             if not other.started:
                 raise _DependencyFailed(other.error)
             self.died_of = self.died_of or other.died_of
@@ -189,7 +190,7 @@ class Instance:
         """Note that the task is over. It may have been cancelled before it began."""
         if self.ended.is_set():
             return
-        self.settled.set()
+        self.start_over.set()
         if not self.started and not self.given_up:
             if self.error is None or isinstance(self.error, get_cancelled_exc_class()):
                 # Nobody has cancelled whoever waits for it: it must not look so.
@@ -217,7 +218,7 @@ class Instance:
 
     def give_up_start(self) -> None:
         """Cancel the start. If it got as far as its value, it counts as started nevertheless."""
-        if not self.settled.is_set():
+        if not self.start_over.is_set():
             self.given_up = True
             self._start_scope.cancel()
 
@@ -302,11 +303,11 @@ class Supervisor:
             self.instances[instance] = next(self._numbers)
             self.tasks.spawn(instance.run, instance.end, name_of(instance.node.provider))
             if not self._concurrent:
-                await instance.settled.wait()
+                await instance.start_over.wait()
                 if all_or_none and not instance.started:
                     return
         for instance in instances:
-            await instance.settled.wait()
+            await instance.start_over.wait()
         for instance in instances:
             self._starting_with.pop(instance, None)
 

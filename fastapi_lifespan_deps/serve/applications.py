@@ -5,8 +5,9 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI
 
+from fastapi_lifespan_deps.events import LifespanEvent
+
 from .container import LifespanContainer
-from .events import LifespanEvent
 from .lifespan import LifespanStart
 from .routing import LifespanRouter
 

@@ -5,16 +5,17 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from .exceptions import (
+from fastapi_lifespan_deps.exceptions import (
     InvalidLifespanDependency,
     LifespanDependencyError,
     Step,
-    draw,
+    draw_path,
     name_of,
 )
+
 from .params import (
-    NO_OPTIONS,
-    NOTE,
+    LIFESPAN_NOTE,
+    NO_DURATIONS,
     Key,
     Place,
     check_callable,
@@ -26,14 +27,14 @@ from .params import (
 Provider = Callable[..., Any]
 
 # Whose `dependency_overrides` apply: an application, or None for a router mounted on its own.
-Domain = Any
+OverridesProvider = Any
 Overrides = Mapping[Callable[..., Any], Callable[..., Any]]
 
 
 class Declaration(NamedTuple):
-    """Something wants the value of `key`, in the domain of whose overrides it stands."""
+    """Something wants the value of `key`, and stands where these overrides hold."""
 
-    domain: Domain
+    overrides_provider: OverridesProvider
     key: Key | None  # None: the container, and with it any value
     path: tuple[Step, ...]
 
@@ -59,7 +60,7 @@ Found = Node | LifespanDependencyError
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
+class DeclaredDuration:
     """A duration that a declaration asks for, and the way to that declaration."""
 
     seconds: float
@@ -70,40 +71,40 @@ class Option:
 class Plan:
     """What each key resolves to under a set of overrides, and all nodes, in start order."""
 
-    overrides: dict[Domain, Overrides]
+    overrides: dict[OverridesProvider, Overrides]
     nodes: dict[Node, tuple[Step, ...]] = field(default_factory=dict)  # and a way to each
-    resolved: dict[tuple[Domain, Key], Found] = field(default_factory=dict)
+    resolved: dict[tuple[OverridesProvider, Key], Found] = field(default_factory=dict)
     # The same by provider, for each place where it is declared, and the other way round: the
     # nodes that take a node.
-    behind: dict[Provider, list[tuple[Domain, Found]]] = field(default_factory=dict)
+    behind: dict[Provider, list[tuple[OverridesProvider, Found]]] = field(default_factory=dict)
     dependents: dict[Node, list[Node]] = field(default_factory=dict)
-    options: dict[tuple[Callable[..., Any], str], Option] = field(default_factory=dict)
+    durations: dict[tuple[Callable[..., Any], str], DeclaredDuration] = field(default_factory=dict)
     errors: list[Exception] = field(default_factory=list)
 
-    def note_options(self, key: Key, path: tuple[Step, ...]) -> None:
+    def note_durations(self, key: Key, path: tuple[Step, ...]) -> None:
         """Note what a declaration asks for. Raise if another one asks for something else."""
-        if key.options is NO_OPTIONS:
+        if key.durations is NO_DURATIONS:
             return
-        for name, seconds in key.options.items():
-            first = self.options.setdefault((key.provider, name), Option(seconds, path))
+        for name, seconds in key.durations.items():
+            first = self.durations.setdefault((key.provider, name), DeclaredDuration(seconds, path))
             if first.seconds != seconds:
                 raise InvalidLifespanDependency(
                     key.provider,
                     f"has {name}={first.seconds} in one place, and {name}={seconds} in another:"
-                    f"\n\n{draw(first.path)}\n\n{draw(path)}\n\n"
+                    f"\n\n{draw_path(first.path)}\n\n{draw_path(path)}\n\n"
                     "All places share what is started",
                     f"Set {name} in one of them: the others inherit it.",
                 )
 
     def seconds(self, provider: Callable[..., Any], option: str) -> float | None:
         """The duration that a provider's declarations ask for by an option of `Depends`."""
-        found = self.options.get((provider, option))
+        found = self.durations.get((provider, option))
         return None if found is None else found.seconds
 
-    def resolve(self, domain: Domain, key: Key, found: Found) -> None:
+    def resolve(self, overrides_provider: OverridesProvider, key: Key, found: Found) -> None:
         """Note what a key resolves to."""
-        self.resolved[domain, key] = found
-        self.behind.setdefault(key.provider, []).append((domain, found))
+        self.resolved[overrides_provider, key] = found
+        self.behind.setdefault(key.provider, []).append((overrides_provider, found))
 
     def add(self, node: Node, path: tuple[Step, ...]) -> None:
         """Note a node, and a way to it. What it takes is here already."""
@@ -136,21 +137,21 @@ class Planner:
     def plan(
         self,
         declarations: Iterable[Declaration],
-        overrides: dict[Domain, Overrides],
+        overrides: dict[OverridesProvider, Overrides],
         originals: Plan | None = None,
     ) -> Plan:
         """Plan what is declared. The options of `originals`, without overrides, hold here too."""
         plan = Plan(overrides)
         if originals is not None:
-            plan.options |= originals.options
+            plan.durations |= originals.durations
         for declaration in declarations:
             if declaration.key is None:
                 continue
-            target = declaration.domain, declaration.key
+            target = declaration.overrides_provider, declaration.key
             if isinstance(plan.resolved.get(target), LifespanDependencyError):
                 continue
             try:
-                plan.note_options(declaration.key, declaration.path)
+                plan.note_durations(declaration.key, declaration.path)
             except LifespanDependencyError as error:
                 plan.errors.append(error)  # another place has the value, with its options
                 continue
@@ -161,15 +162,17 @@ class Planner:
                 plan.errors.append(error)
         return plan
 
-    def _resolve(self, plan: Plan, domain: Domain, key: Key, path: tuple[Step, ...]) -> Node:
-        found = plan.resolved.get((domain, key))
+    def _resolve(
+        self, plan: Plan, overrides_provider: OverridesProvider, key: Key, path: tuple[Step, ...]
+    ) -> Node:
+        found = plan.resolved.get((overrides_provider, key))
         if isinstance(found, Node):
             return found
-        provider = plan.overrides.get(domain, {}).get(key.provider, key.provider)
+        provider = plan.overrides.get(overrides_provider, {}).get(key.provider, key.provider)
         if provider is not key.provider:
             original, override = name_of(key.provider), name_of(provider)
             check_callable(provider, f"dependency_overrides[{original}] = {override}")
-            note = f"{NOTE}, overrides {name_step(key.provider)}"
+            note = f"{LIFESPAN_NOTE}, overrides {name_step(key.provider)}"
             path = (*path[:-1], Step(path[-1].label, provider, note))
         check_cycle(path)
         arguments: list[tuple[str, Node | None]] = []
@@ -178,11 +181,11 @@ class Planner:
             if requirement.marker is not None:
                 child = requirement.marker.key(provider, requirement.parameter)
                 branch = *path, requirement.step
-                plan.note_options(child, branch)
-                node = self._resolve(plan, domain, child, branch)
+                plan.note_durations(child, branch)
+                node = self._resolve(plan, overrides_provider, child, branch)
             arguments.append((requirement.parameter, node))
         identity = (provider, key.place, *((name, id(node)) for name, node in arguments))
         node = self._known.setdefault(identity, Node(provider, key.place, tuple(arguments)))
-        plan.resolve(domain, key, node)
+        plan.resolve(overrides_provider, key, node)
         plan.add(node, path)
         return node

@@ -9,14 +9,15 @@ from typing import Any, get_args
 from fastapi import APIRouter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ._compat import called_by, lifespan_parts
-from .asking import serves_requests
+from fastapi_lifespan_deps._compat import called_by, lifespan_parts
+from fastapi_lifespan_deps.declare.params import SCOPE_KEY
+from fastapi_lifespan_deps.events import Listener, check_listener
+from fastapi_lifespan_deps.exceptions import LifespanNotRunning, UnavailableLifespanDependency
+from fastapi_lifespan_deps.live.asking import serves_requests
+from fastapi_lifespan_deps.live.generation import Pin
+
 from .container import LifespanContainer
-from .events import Listener, check_listener
-from .exceptions import LifespanNotRunning, UnavailableLifespanDependency
-from .generation import Pin
 from .lifespan import Host, Lifespan, LifespanStart
-from .params import SCOPE_KEY
 from .run import Run, Runs
 
 # From Python 3.12 on, asking for the running event loop is no system call.

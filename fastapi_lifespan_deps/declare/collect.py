@@ -9,10 +9,11 @@ from fastapi import params
 from fastapi.dependencies.models import Dependant
 from starlette.routing import Host, Mount
 
-from ._compat import application, effective_routes, is_frontend
-from .exceptions import Step
+from fastapi_lifespan_deps._compat import application, effective_routes, is_frontend
+from fastapi_lifespan_deps.exceptions import Step
+
 from .params import (
-    NOTE,
+    LIFESPAN_NOTE,
     Key,
     Marker,
     has_lifespan_scope,
@@ -20,11 +21,11 @@ from .params import (
     name_step,
     requirement,
 )
-from .plan import Declaration, Domain, Overrides
+from .plan import Declaration, Overrides, OverridesProvider
 from .signature import Parameter, parameters
 
 
-class Site:
+class Injection:
     """A callable that values are injected into: the key for each parameter.
 
     A `dependencies=[...]` entry has no parameter name: its value must be there, that is all.
@@ -32,22 +33,24 @@ class Site:
 
     def __init__(
         self,
-        domain: Domain,
+        overrides_provider: OverridesProvider,
         parameters: tuple[tuple[str | None, Key], ...],
         call: Callable[..., Any],
     ) -> None:
         # FastAPI remembers, for the whole process, thousands of callables and what they are; a
         # bound one must not keep its application alive there.
-        self._domain = None if domain is None else weakref.ref(domain)
+        self._overrides_provider = (
+            None if overrides_provider is None else weakref.ref(overrides_provider)
+        )
         self.parameters = parameters
         self.call = call
 
     @property
-    def domain(self) -> Domain:
-        return None if self._domain is None else self._domain()
+    def overrides_provider(self) -> OverridesProvider:
+        return None if self._overrides_provider is None else self._overrides_provider()
 
     def __reduce__(self) -> Any:
-        return Site, (self.domain, self.parameters, self.call)
+        return Injection, (self.overrides_provider, self.parameters, self.call)
 
     def filled(self, values: Mapping[str, Any]) -> Callable[..., Any]:
         """The callable, given these values.
@@ -68,19 +71,19 @@ class Route(NamedTuple):
     """A route as it is in effect, included and mounted where it is."""
 
     label: str
-    domain: Domain
+    overrides_provider: OverridesProvider
     dependant: Dependant
-    listed: tuple[params.Depends, ...]
+    listed_dependencies: tuple[params.Depends, ...]
     number: int  # tells it from routes with the same label, also when FastAPI builds it again
-    is_called: bool  # a frontend's dependencies are solved, but no endpoint is called
+    has_endpoint: bool  # a frontend's dependencies are solved, but no endpoint is called
 
     @property
     def target(self) -> Dependant:
         return self.dependant
 
     def declarations(self, overrides: Overrides) -> Iterator[Declaration]:
-        path = (Step(self.label, self.dependant.call if self.is_called else None),)
-        return declared(self.dependant, self.domain, overrides, path, self)
+        path = (Step(self.label, self.dependant.call if self.has_endpoint else None),)
+        return declared(self.dependant, self.overrides_provider, overrides, path, self)
 
 
 class LifecycleFunction:
@@ -89,14 +92,16 @@ class LifecycleFunction:
     Its signature is read once.
     """
 
-    def __init__(self, function: Callable[..., Any], domain: Domain, passed: int = 0) -> None:
+    def __init__(
+        self, function: Callable[..., Any], overrides_provider: OverridesProvider, passed: int = 0
+    ) -> None:
         self.function = function
-        self.domain = domain
+        self.overrides_provider = overrides_provider
         # without the leading arguments that the caller passes himself
         self._parameters = parameters(function)[passed:]
         keys = ((one.name, self._key(one)) for one in self._parameters)
         found = tuple((name, key) for name, key in keys if key is not None)
-        self.site = Site(domain, found, function)
+        self.injection = Injection(overrides_provider, found, function)
 
     @property
     def target(self) -> Callable[..., Any]:
@@ -114,11 +119,13 @@ class LifecycleFunction:
             if isinstance(parameter.marker, params.Depends):
                 is_given = parameter.default is not parameter.marker and parameter.has_default
             else:  # where nothing is injected, it is called as FastAPI calls it
-                is_given = parameter.has_default or not self.site.parameters
+                is_given = parameter.has_default or not self.injection.parameters
             if not is_given:
                 requirement(self.function, parameter, (top,))
-        for name, key in self.site.parameters:
-            yield Declaration(self.domain, key, (top, Step(name or "", key.provider, NOTE)))
+        for name, key in self.injection.parameters:
+            yield Declaration(
+                self.overrides_provider, key, (top, Step(name or "", key.provider, LIFESPAN_NOTE))
+            )
 
 
 class Sources:
@@ -141,12 +148,12 @@ class Sources:
         return not known or any(id(source.target) not in known for source in self._sources)
 
     def declarations(
-        self, overrides: Mapping[Domain, Overrides], failures: list[Exception]
+        self, overrides: Mapping[OverridesProvider, Overrides], failures: list[Exception]
     ) -> Iterator[Declaration]:
         """What they declare under these overrides. What goes wrong is added to `failures`."""
         for source in self._sources:
             try:
-                yield from source.declarations(overrides.get(source.domain, {}))
+                yield from source.declarations(overrides.get(source.overrides_provider, {}))
             except Exception as error:  # a wrong override is no other route's trouble
                 failures.append(error)
 
@@ -158,38 +165,38 @@ def collect_routes(app: Any) -> Iterator[Route]:
 
 def declared(
     dependant: Dependant,
-    domain: Domain,
+    overrides_provider: OverridesProvider,
     overrides: Overrides,
     path: tuple[Step, ...] = (),
     route: Route | None = None,
 ) -> Iterator[Declaration]:
     """What solving a dependant needs, request-scoped dependencies and their overrides included."""
     if hasattr(dependant.call, "__lifespan_container__"):
-        yield Declaration(domain, None, path)
-    site = bound_site(dependant.call)
-    for name, key in site.parameters:
-        step = Step(name or "dependencies", key.provider, NOTE)
-        yield Declaration(site.domain, key, (*path, step))
+        yield Declaration(overrides_provider, None, path)
+    injection = injection_of(dependant.call)
+    for name, key in injection.parameters:
+        step = Step(name or "dependencies", key.provider, LIFESPAN_NOTE)
+        yield Declaration(injection.overrides_provider, key, (*path, step))
     keys = lifespan_children(dependant, route)
     for index, child in enumerate(dependant.dependencies):
         label = child.name or f"dependencies[{index}]"
         if index in keys:
-            step = Step(label, keys[index].provider, NOTE)
-            yield Declaration(domain, keys[index], (*path, step))
+            step = Step(label, keys[index].provider, LIFESPAN_NOTE)
+            yield Declaration(overrides_provider, keys[index], (*path, step))
             continue
         call = overrides.get(child.call, child.call) if overrides and child.call else child.call
         if call is None or call is child.call:
-            yield from declared(child, domain, overrides, (*path, Step(label, call)))
+            yield from declared(child, overrides_provider, overrides, (*path, Step(label, call)))
         else:
-            yield from _declared_by(call, domain, overrides, (*path, Step(label, call)))
+            yield from _declared_by(call, overrides_provider, overrides, (*path, Step(label, call)))
 
 
 def lifespan_children(dependant: Dependant, route: Route | None = None) -> dict[int, Key]:
     """The lifespan declarations among the dependencies of a dependant, by their index."""
     # FastAPI puts the `dependencies=[...]` of a route first, without their `use_cache` (all
     # releases) and `scope` (0.121.0): a stock declaration is read from the list itself.
-    is_bound = bound_site(dependant.call) is not NO_SITE
-    listed = () if route is None or is_bound else route.listed
+    is_bound = injection_of(dependant.call) is not NO_INJECTION
+    listed = () if route is None or is_bound else route.listed_dependencies
     keys = {}
     for index, child in enumerate(dependant.dependencies):
         declaration = listed[index] if index < len(listed) else child
@@ -207,21 +214,24 @@ def lifespan_children(dependant: Dependant, route: Route | None = None) -> dict[
     return keys
 
 
-NO_SITE = Site(None, (), lambda: None)
+NO_INJECTION = Injection(None, (), lambda: None)
 
 
-def bound_site(call: Any) -> Site:
-    """The site of a callable that was bound (binding.py); `NO_SITE` for any other."""
-    site: Site = getattr(call, "__lifespan_site__", NO_SITE)
-    return site
+def injection_of(call: Any) -> Injection:
+    """The injection of a callable that was bound (binding.py); `NO_INJECTION` for any other."""
+    injection: Injection = getattr(call, "__lifespan_injection__", NO_INJECTION)
+    return injection
 
 
 def _declared_by(
-    call: Callable[..., Any], domain: Domain, overrides: Overrides, path: tuple[Step, ...]
+    call: Callable[..., Any],
+    overrides_provider: OverridesProvider,
+    overrides: Overrides,
+    path: tuple[Step, ...],
 ) -> Iterator[Declaration]:
     """What a request-scoped override needs, of which FastAPI builds the dependant per request."""
     if hasattr(call, "__lifespan_container__"):
-        yield Declaration(domain, None, path)
+        yield Declaration(overrides_provider, None, path)
     if not callable(call):
         return  # FastAPI tells the requests that need it
     for parameter in parameters(call):
@@ -229,8 +239,8 @@ def _declared_by(
             continue
         marker = lifespan_marker(parameter.marker, parameter.annotation)
         if marker is not None:
-            step = Step(parameter.name, marker.provider, NOTE)
-            yield Declaration(domain, marker.key(call, parameter.name), (*path, step))
+            step = Step(parameter.name, marker.provider, LIFESPAN_NOTE)
+            yield Declaration(overrides_provider, marker.key(call, parameter.name), (*path, step))
             # FastAPI will read this signature for each request, and would call the provider of
             # a declaration of its own: let it find the marker.
             object.__setattr__(parameter.marker, "dependency", marker)
@@ -239,11 +249,15 @@ def _declared_by(
         dependency = overrides.get(dependency, dependency)
         if all(step.call is not dependency for step in path):
             step = Step(parameter.name, dependency)
-            yield from _declared_by(dependency, domain, overrides, (*path, step))
+            yield from _declared_by(dependency, overrides_provider, overrides, (*path, step))
 
 
 def _walk(
-    router: Any, domain: Domain, prefix: str, seen: set[int], labels: dict[str, int]
+    router: Any,
+    overrides_provider: OverridesProvider,
+    prefix: str,
+    seen: set[int],
+    labels: dict[str, int],
 ) -> Iterator[Route]:
     router = getattr(router, "router", router)
     if id(router) in seen:
@@ -261,15 +275,15 @@ def _walk(
             number = labels.get(label, 0)
             labels[label] = number + 1
             # as FastAPI does it: a route may have come from another application
-            provider = getattr(route, "dependency_overrides_provider", domain)
+            provider = getattr(route, "dependency_overrides_provider", overrides_provider)
             yield Route(label, provider, dependant, tuple(route.dependencies), number, not frontend)
         elif isinstance(route, Mount | Host):
             mounted = application(route.app)
             if mounted is not None:
-                yield from _walk(mounted, _domain(mounted), path, seen, labels)
+                yield from _walk(mounted, _overrides_provider(mounted), path, seen, labels)
 
 
-def _domain(mounted: Any) -> Domain:
+def _overrides_provider(mounted: Any) -> OverridesProvider:
     if hasattr(mounted, "dependency_overrides"):
         return mounted
     return getattr(mounted, "dependency_overrides_provider", None)

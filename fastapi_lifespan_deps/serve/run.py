@@ -7,17 +7,18 @@ from typing import Any
 import anyio
 from starlette.types import Scope
 
-from ._compat import overrides_provider
-from .absence import unknown_place
+from fastapi_lifespan_deps._compat import overrides_provider_of
+from fastapi_lifespan_deps.absence import unknown_place
+from fastapi_lifespan_deps.declare.collect import LifecycleFunction, Route, Sources
+from fastapi_lifespan_deps.declare.params import SCOPE_KEY, Key, Marker
+from fastapi_lifespan_deps.events import Events, Listener
+from fastapi_lifespan_deps.live.generation import Generation, Pin
+from fastapi_lifespan_deps.live.overrides import OverridesInForce
+from fastapi_lifespan_deps.live.refresh import Refresher
+from fastapi_lifespan_deps.live.tasks import current_loop
+from fastapi_lifespan_deps.live.values import LiveValues
+
 from .binding import Binder
-from .collect import LifecycleFunction, Route, Sources
-from .events import Events, Listener
-from .generation import Generation, Pin
-from .live import LiveValues
-from .overrides import OverridesInForce
-from .params import SCOPE_KEY, Key, Marker
-from .refresh import Refresher
-from .tasks import current_loop
 
 
 class Run:
@@ -114,7 +115,7 @@ class Run:
             raise unknown_place(marker.provider)
         key = Key(marker.provider, marker.place)
         generation = pin.generation
-        if (overrides_provider(scope), key) not in generation.plan.resolved:
+        if (overrides_provider_of(scope), key) not in generation.plan.resolved:
             # FastAPI takes the override that is there when it gets to it. If that was set after
             # the request arrived, the request is pinned to its values as well.
             await self.overrides.apply()
@@ -122,7 +123,7 @@ class Run:
             if generation not in pin.generations:
                 pin.others += (generation,)
                 generation.pins[pin] = None
-        return generation.value(overrides_provider(scope), key)
+        return generation.value(overrides_provider_of(scope), key)
 
 
 class Runs:

@@ -6,15 +6,16 @@ from typing import Literal
 
 import anyio
 
+from fastapi_lifespan_deps.declare.plan import Node, Provider
+from fastapi_lifespan_deps.events import Events, LifespanEvent
+from fastapi_lifespan_deps.exceptions import RefreshError, name_of
+
 from .asking import Asker
-from .events import Events, LifespanEvent
-from .exceptions import RefreshError, name_of
 from .generation import Pin, labels
 from .instance import Instance
-from .live import LiveValues
 from .overrides import OverridesInForce
-from .plan import Node, Provider
 from .tasks import DetachedTask
+from .values import LiveValues
 
 Policy = Literal["availability_preserving", "resource_preserving"]
 
@@ -212,7 +213,7 @@ class Refresher:
         """Refresh what has `refresh_every`, from now on: an override may have one of its own."""
         if event.kind not in ("up", "overrides_applied") or self._live.phase != "serving":
             return
-        for provider, option in self._live.current.plan.options:
+        for provider, option in self._live.current.plan.durations:
             if option == "refresh_every" and provider not in self._timers:
                 self._timers.add(provider)
                 body = partial(self._refresh_regularly, provider)

@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 from fastapi import APIRouter
 
-from ._compat import hooked_router
-from .collect import LifecycleFunction, Route, collect_routes
-from .events import Listener
-from .exceptions import combined
-from .params import SCOPE_KEY
+from fastapi_lifespan_deps._compat import hooked_router
+from fastapi_lifespan_deps.declare.collect import LifecycleFunction, Route, collect_routes
+from fastapi_lifespan_deps.declare.params import SCOPE_KEY
+from fastapi_lifespan_deps.events import Listener
+from fastapi_lifespan_deps.exceptions import combined
+
 from .run import Run, Runs
 
 LifespanStart = Literal["sequential", "concurrent"]
@@ -152,9 +153,9 @@ class Lifecycle:
     async def _enter_function(self, part: Any, app: Any, stack: AsyncExitStack) -> Any:
         """Enter a lifespan function, given the application and the values that it declares."""
         function = self._function(part, passed=1)
-        if self._run is None or not function.site.parameters:
+        if self._run is None or not function.injection.parameters:
             return await stack.enter_async_context(part(app))
-        values = stack.enter_context(self._run.live.holding(function.site))
+        values = stack.enter_context(self._run.live.holding(function.injection))
         generator = inspect.unwrap(part)
         if inspect.isgeneratorfunction(generator):  # FastAPI's wrapper takes the application alone
             context = contextlib.contextmanager(generator)(app, **values)
@@ -176,7 +177,7 @@ class Lifecycle:
     async def _call_hook(self, hook: Hook) -> None:
         # As in FastAPI, a synchronous hook runs in the event loop.
         run = self._run
-        result = hook() if run is None else run.current[self._function(hook).site]()
+        result = hook() if run is None else run.current[self._function(hook).injection]()
         if inspect.iscoroutine(result):
             await result
 
@@ -187,8 +188,10 @@ class Lifecycle:
     def _function(self, function: Callable[..., Any], passed: int = 0) -> LifecycleFunction:
         known = self._known.get(id(function))
         if known is None:
-            domain = self._run and self._run.overrides_provider
-            known = self._known[id(function)] = LifecycleFunction(function, domain, passed)
+            overrides_provider = self._run and self._run.overrides_provider
+            known = self._known[id(function)] = LifecycleFunction(
+                function, overrides_provider, passed
+            )
         return known
 
     def _sources(self) -> Iterator[Route | LifecycleFunction]:

@@ -9,14 +9,15 @@ from typing import Any, Literal
 import anyio
 from starlette.types import Scope
 
-from .absence import Absence
-from .collect import Site
-from .events import Events
-from .exceptions import combined
+from fastapi_lifespan_deps.absence import Absence
+from fastapi_lifespan_deps.declare.collect import Injection
+from fastapi_lifespan_deps.declare.plan import Node, Plan, Provider
+from fastapi_lifespan_deps.events import Events
+from fastapi_lifespan_deps.exceptions import combined
+
 from .generation import Generation, Pin
 from .holding import Holdings
 from .instance import Instance, Recipe, Supervisor, current_instance
-from .plan import Node, Plan, Provider
 
 
 class LiveValues:
@@ -207,13 +208,13 @@ class LiveValues:
         self._stop_unused(self.holdings.look_again(pins))
 
     @contextmanager
-    def holding(self, site: Site) -> Iterator[dict[str, Any]]:
-        """Give the values of a site that keeps them, as a lifespan function does."""
+    def holding(self, injection: Injection) -> Iterator[dict[str, Any]]:
+        """Give the values of an injection that keeps them, as a lifespan function does."""
         pin = Pin()
-        pin.holder, pin.generation = site, self.current
+        pin.holder, pin.generation = injection, self.current
         pin.generation.pins[pin] = None
         try:
-            yield pin.generation.values_of(site)
+            yield pin.generation.values_of(injection)
         finally:
             self.release(pin)
 

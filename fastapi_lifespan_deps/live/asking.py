@@ -5,11 +5,12 @@ from collections.abc import Callable, Collection
 from types import CodeType, FrameType
 from typing import Any, TypeVar
 
-from .exceptions import RefreshError, name_of
+from fastapi_lifespan_deps.declare.plan import Node, Provider
+from fastapi_lifespan_deps.exceptions import RefreshError, name_of
+
 from .generation import Generation, Pin, labels
 from .instance import Instance
-from .live import LiveValues
-from .plan import Node, Provider
+from .values import LiveValues
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -14,12 +14,17 @@ from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_dependant
 from starlette.requests import HTTPConnection
 
-from ._compat import EndpointContexts
-from .absence import not_running
-from .collect import Route, Site, lifespan_children
-from .params import SCOPE_KEY, Key, Marker
-from .plan import Domain
-from .signature import Parameter, runs_in_thread, typed_signature, underlying
+from fastapi_lifespan_deps._compat import EndpointContexts
+from fastapi_lifespan_deps.absence import not_running
+from fastapi_lifespan_deps.declare.collect import Injection, Route, lifespan_children
+from fastapi_lifespan_deps.declare.params import SCOPE_KEY, Key, Marker
+from fastapi_lifespan_deps.declare.plan import OverridesProvider
+from fastapi_lifespan_deps.declare.signature import (
+    Parameter,
+    runs_in_thread,
+    typed_signature,
+    underlying,
+)
 
 # FastAPI's dependants belong to the application, not to a run: two runs that start in two
 # threads must not bind one of them twice.
@@ -50,7 +55,7 @@ class Binder:
             kept = self._kept(route, keys)
             # what an endpoint uses through others is held for its thread, too
             is_held = not all(map(operator.is_, kept, others)) and runs_in_thread(dependant.call)
-            if route.is_called and (keys or is_held):
+            if route.has_endpoint and (keys or is_held):
                 self._bind_endpoint(route, keys)
             dependant.dependencies[:] = kept
 
@@ -59,10 +64,10 @@ class Binder:
         kept = []
         for index, child in enumerate(route.dependant.dependencies):
             if index not in keys:
-                kept.append(self._bind_dependency(child, route.domain))
-            elif not route.is_called:
+                kept.append(self._bind_dependency(child, route.overrides_provider))
+            elif not route.has_endpoint:
                 key = keys[index]
-                marker = Marker(key.provider, key.place is None, key.place, key.options)
+                marker = Marker(key.provider, key.place is None, key.place, key.durations)
                 kept.append(get_dependant(path=child.path or "", call=marker))
         return kept
 
@@ -72,27 +77,31 @@ class Binder:
         # No parameter can have this name, and nobody reads an endpoint's signature again.
         name = dependant.http_connection_param_name or "lifespan connection"
         keep = name == dependant.http_connection_param_name
-        dependant.call = bound = injecting(_site(dependant, route.domain, keys), name, keep)
+        dependant.call = bound = injecting(
+            _injection(dependant, route.overrides_provider, keys), name, keep
+        )
         functools.update_wrapper(bound, call, updated=())
         dependant.http_connection_param_name = name
-        application = route.domain or self._application
+        application = route.overrides_provider or self._application
         if id(application) not in self._contexts:
             self._contexts[id(application)] = EndpointContexts(application)
         self._contexts[id(application)].keep(bound, call)
 
-    def _bind_dependency(self, dependant: Dependant, domain: Domain) -> Dependant:
+    def _bind_dependency(
+        self, dependant: Dependant, overrides_provider: OverridesProvider
+    ) -> Dependant:
         """A request-scoped dependency, bound; the same one if nothing in it takes values."""
         keys = lifespan_children(dependant)
         others = [child for index, child in enumerate(dependant.dependencies) if index not in keys]
-        kept = [self._bind_dependency(child, domain) for child in others]
+        kept = [self._bind_dependency(child, overrides_provider) for child in others]
         if not keys and all(map(operator.is_, kept, others)):
             return dependant
-        identity = id(dependant.call), id(domain)
+        identity = id(dependant.call), id(overrides_provider)
         call = self._bound.get(identity)
         if call is None:
             below = {child.name: child.call for child in kept if isinstance(child.call, BoundCall)}
-            site = _site(dependant, domain, keys)
-            call = self._bound[identity] = BoundCall(dependant, site, below)
+            injection = _injection(dependant, overrides_provider, keys)
+            call = self._bound[identity] = BoundCall(dependant, injection, below)
         if dependant.call != call:  # its own `__eq__` knows no stranger: overrides would miss it
             return dependant
         # a fresh object: 0.123.5 remembers the call of the old one
@@ -115,13 +124,13 @@ class BoundCall:
     __wrapped__: Callable[..., Any]
 
     def __init__(
-        self, dependant: Dependant, site: Site, below: Mapping[str | None, "BoundCall"]
+        self, dependant: Dependant, injection: Injection, below: Mapping[str | None, "BoundCall"]
     ) -> None:
         call = dependant.call
         assert call is not None
         functools.update_wrapper(self, call, updated=())
         signature = typed_signature(call)
-        injected = {name for name, _ in site.parameters}
+        injected = {name for name, _ in injection.parameters}
         kept = [
             _redirected(parameter, below.get(name))
             for name, parameter in signature.parameters.items()
@@ -129,10 +138,10 @@ class BoundCall:
         ]
         self._call = call
         self.connection_parameter = dependant.http_connection_param_name
-        if site.parameters or runs_in_thread(call):
-            self.__lifespan_site__ = site
+        if injection.parameters or runs_in_thread(call):
+            self.__lifespan_injection__ = injection
             name = self.connection_parameter or _unused_name(signature)
-            self._call = injecting(site, name, keep=name == self.connection_parameter)
+            self._call = injecting(injection, name, keep=name == self.connection_parameter)
             if name != self.connection_parameter:
                 self.connection_parameter = name
                 kind = inspect.Parameter.KEYWORD_ONLY
@@ -152,11 +161,13 @@ class BoundCall:
         return hash(self.__wrapped__)
 
 
-def _site(dependant: Dependant, domain: Domain, keys: Mapping[int, Key]) -> Site:
+def _injection(
+    dependant: Dependant, overrides_provider: OverridesProvider, keys: Mapping[int, Key]
+) -> Injection:
     children = dependant.dependencies
     assert dependant.call is not None
     named = [(children[index].name, key) for index, key in keys.items()]
-    return Site(domain, tuple(named), dependant.call)
+    return Injection(overrides_provider, tuple(named), dependant.call)
 
 
 def _redirected(parameter: inspect.Parameter, call: BoundCall | None) -> inspect.Parameter:
@@ -176,8 +187,8 @@ def _redirected(parameter: inspect.Parameter, call: BoundCall | None) -> inspect
     return parameter.replace(default=depends, annotation=Any)
 
 
-def injecting(site: Site, connection_parameter: str, keep: bool) -> Callable[..., Any]:
-    """The callable of `site` with its values; the hot path of every request."""
+def injecting(injection: Injection, connection_parameter: str, keep: bool) -> Callable[..., Any]:
+    """The callable of `injection` with its values; the hot path of every request."""
     take = operator.getitem if keep else dict.pop
 
     # Only `**values`: the endpoint may use any other name for itself.
@@ -185,22 +196,22 @@ def injecting(site: Site, connection_parameter: str, keep: bool) -> Callable[...
         connection = take(values, connection_parameter)
         pin = connection.scope.get(SCOPE_KEY)
         if pin is None:
-            raise not_running(site.parameters[0][1].provider, connection.scope)
-        return pin.generation[site](**values)
+            raise not_running(injection.parameters[0][1].provider, connection.scope)
+        return pin.generation[injection](**values)
 
     def bound_in_thread(**values: Any) -> Any:
         connection = take(values, connection_parameter)
         pin = connection.scope.get(SCOPE_KEY)
         if pin is None:
-            if site.parameters:
-                raise not_running(site.parameters[0][1].provider, connection.scope)
-            return site.call(**values)  # what it needs was overridden
+            if injection.parameters:
+                raise not_running(injection.parameters[0][1].provider, connection.scope)
+            return injection.call(**values)  # what it needs was overridden
         with pin.in_thread():
-            result = pin.generation[site](**values)
+            result = pin.generation[injection](**values)
         return HeldGenerator(result, pin) if isinstance(result, GeneratorType) else result
 
-    chosen = bound_in_thread if runs_in_thread(site.call) else bound
-    chosen.__lifespan_site__ = site  # type: ignore[attr-defined]  # found again by collect.py
+    chosen = bound_in_thread if runs_in_thread(injection.call) else bound
+    chosen.__lifespan_injection__ = injection  # type: ignore[attr-defined]  # found again by collect.py
     return chosen
 
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, get_args, overload
 from starlette.requests import HTTPConnection
 from typing_extensions import TypeVar
 
-from ._compat import overrides_provider
-from .absence import not_running
-from .generation import Generation, Pin
-from .params import SCOPE_KEY, Key, in_seconds
-from .plan import Domain
-from .refresh import Draining, Policy
+from fastapi_lifespan_deps._compat import overrides_provider_of
+from fastapi_lifespan_deps.absence import not_running
+from fastapi_lifespan_deps.declare.params import SCOPE_KEY, Key, in_seconds
+from fastapi_lifespan_deps.declare.plan import OverridesProvider
+from fastapi_lifespan_deps.live.generation import Generation, Pin
+from fastapi_lifespan_deps.live.refresh import Draining, Policy
+
 from .run import Run, Runs
 
 T = TypeVar("T")
@@ -49,9 +50,11 @@ class LifespanContainer:
         ```
     """
 
-    def __init__(self, run: Run, domain: Domain, pin: Pin | None = None) -> None:
+    def __init__(
+        self, run: Run, overrides_provider: OverridesProvider, pin: Pin | None = None
+    ) -> None:
         self._run = run
-        self._domain = domain
+        self._overrides_provider = overrides_provider
         self._pin = pin
 
     @property
@@ -131,7 +134,7 @@ class LifespanContainer:
         Raises:
             UninitializedLifespanDependency: it has no value, for the reason that is given.
         """
-        return self._generation.value(self._domain, Key(provider))
+        return self._generation.value(self._overrides_provider, Key(provider))
 
     @overload
     def get(self, provider: type[T], default: D = ...) -> T | D: ...
@@ -151,7 +154,7 @@ class LifespanContainer:
 
     def __contains__(self, provider: object) -> bool:
         """Whether the application declares this lifespan dependency."""
-        return (self._domain, Key(provider)) in self._generation.plan.resolved  # type: ignore[arg-type]  # any object may be asked for
+        return (self._overrides_provider, Key(provider)) in self._generation.plan.resolved  # type: ignore[arg-type]  # any object may be asked for
 
 
 async def get_container(connection: HTTPConnection) -> LifespanContainer:
@@ -168,7 +171,7 @@ async def get_container(connection: HTTPConnection) -> LifespanContainer:
     pin: Pin | None = scope.get(SCOPE_KEY)
     if pin is not None:
         pin.run.live.give_everything(pin)
-        return LifespanContainer(pin.run, overrides_provider(scope), pin)
+        return LifespanContainer(pin.run, overrides_provider_of(scope), pin)
     app = scope.get("app")
     runs: Runs | None = getattr(getattr(app, "router", None), "lifespan_runs", None)
     run = None if runs is None else runs.find(scope)

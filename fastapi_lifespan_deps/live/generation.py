@@ -10,13 +10,20 @@ from typing import Any
 from fastapi.dependencies.models import Dependant
 from starlette.types import Scope
 
-from ._compat import matched_dependant, overrides_provider, route_label
-from .absence import Absence, invalid_override, many_places, not_declared, stopped
-from .collect import Site, declared
-from .exceptions import name_of
+from fastapi_lifespan_deps._compat import matched_dependant, overrides_provider_of, route_label
+from fastapi_lifespan_deps.absence import (
+    Absence,
+    invalid_override,
+    many_places,
+    not_declared,
+    stopped,
+)
+from fastapi_lifespan_deps.declare.collect import Injection, declared
+from fastapi_lifespan_deps.declare.params import Key
+from fastapi_lifespan_deps.declare.plan import Node, OverridesProvider, Plan
+from fastapi_lifespan_deps.exceptions import name_of
+
 from .instance import Instance
-from .params import Key
-from .plan import Domain, Node, Plan
 from .tasks import call_soon
 
 
@@ -28,7 +35,7 @@ class Pin:
 
     # No `__init__`: every request makes one, and a call of it can be measured. What most of them
     # leave as it is stands in the class.
-    holder: "Scope | Site"  # a scope tells what route the request is on
+    holder: "Scope | Injection"  # a scope tells what route the request is on
     generation: "Generation"
     run: Any = None  # it is further down the data flow: who finds a pin finds it so
     others: "tuple[Generation, ...]" = ()  # later ones, whose values it has been given too
@@ -41,7 +48,7 @@ class Pin:
     @property
     def is_lasting(self) -> bool:
         """Whether it ends with the application, not before."""
-        return isinstance(self.holder, Site)
+        return isinstance(self.holder, Injection)
 
     @property
     def generations(self) -> "tuple[Generation, ...]":
@@ -71,14 +78,14 @@ class Pin:
 
     def __str__(self) -> str:
         holder = self.holder
-        return f"`{name_of(holder.call)}`" if isinstance(holder, Site) else route_label(holder)
+        return f"`{name_of(holder.call)}`" if isinstance(holder, Injection) else route_label(holder)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reachable:
     """What a route or a lifespan function may use of a generation."""
 
-    of: Dependant | Site | None  # kept alive, so that its id tells it from others
+    of: Dependant | Injection | None  # kept alive, so that its id tells it from others
     instances: frozenset[Instance]
     by_container: bool = False  # through the container any other as well, until it asks
 
@@ -86,8 +93,8 @@ class Reachable:
 NOTHING = Reachable(None, frozenset())
 
 
-class Generation(dict[Site, Callable[..., Any]]):
-    """The callable of each site, given its values; worked out when a request first asks for it.
+class Generation(dict[Injection, Callable[..., Any]]):
+    """The callable of each injection, given its values, when a request has asked for it.
 
     A request is pinned to the generation that was current when it arrived. Only the current one
     keeps what it has worked out.
@@ -114,20 +121,23 @@ class Generation(dict[Site, Callable[..., Any]]):
         # A synchronous endpoint asks in a worker thread; what dies meanwhile must not be kept.
         self.lock = Lock()
 
-    def __missing__(self, site: Site) -> Callable[..., Any]:
+    def __missing__(self, injection: Injection) -> Callable[..., Any]:
         with self.lock:
-            filled = site.filled(self.values_of(site))
+            filled = injection.filled(self.values_of(injection))
             if self._is_current:
-                self[site] = filled
+                self[injection] = filled
             return filled
 
-    def values_of(self, site: Site) -> dict[str, Any]:
+    def values_of(self, injection: Injection) -> dict[str, Any]:
         """The value of each of its parameters."""
-        values = [(name, self.value(site.domain, key)) for name, key in site.parameters]
+        values = [
+            (name, self.value(injection.overrides_provider, key))
+            for name, key in injection.parameters
+        ]
         return {name: value for name, value in values if name is not None}
 
     def clear(self) -> None:
-        """Let each site be worked out anew, and be found without what is gone."""
+        """Let each injection be worked out anew, and be found without what is gone."""
         with self.lock:
             super().clear()
 
@@ -137,13 +147,13 @@ class Generation(dict[Site, Callable[..., Any]]):
             self._is_current = False
             super().clear()
 
-    def value(self, domain: Domain, key: Key) -> Any:
+    def value(self, overrides_provider: OverridesProvider, key: Key) -> Any:
         """The live value of a key. Raise `UninitializedLifespanDependency` if there is none."""
         resolved = self.plan.resolved
-        found = resolved.get((domain, key)) or resolved.get((None, key))
+        found = resolved.get((overrides_provider, key)) or resolved.get((None, key))
         if found is None:
             placed = (one for one, _ in self.plan.behind.get(key.provider, ()))
-            raise (many_places if domain in placed else not_declared)(key.provider)
+            raise (many_places if overrides_provider in placed else not_declared)(key.provider)
         if not isinstance(found, Node):
             raise invalid_override(key.provider, found)
         instance = self.instances.get(found)
@@ -177,23 +187,25 @@ class Generation(dict[Site, Callable[..., Any]]):
     def reachable_by(self, pin: Pin) -> Reachable | None:
         """What it may use by its declarations; None for a request that hasn't got to its route."""
         holder = pin.holder
-        if isinstance(holder, Site):
-            keys = ((holder.domain, key) for _, key in holder.parameters)
+        if isinstance(holder, Injection):
+            keys = ((holder.overrides_provider, key) for _, key in holder.parameters)
             return Reachable(holder, self._resolved(keys))
         if (dependant := matched_dependant(holder)) is None:
             return NOTHING if pin.has_passed_on else None
         reachable = self._reachable.get(id(dependant))
         if reachable is None:
-            domain = overrides_provider(holder)
-            overrides = self.plan.overrides.get(domain, {})
-            found = list(declared(dependant, domain, overrides))
-            instances = self._resolved((one.domain, one.key) for one in found if one.key)
+            overrides_provider = overrides_provider_of(holder)
+            overrides = self.plan.overrides.get(overrides_provider, {})
+            found = list(declared(dependant, overrides_provider, overrides))
+            instances = self._resolved(
+                (one.overrides_provider, one.key) for one in found if one.key
+            )
             by_container = any(one.key is None for one in found)
             reachable = Reachable(dependant, instances, by_container)
             self._reachable[id(dependant)] = reachable
         return reachable
 
-    def _resolved(self, keys: Iterable[tuple[Domain, Key]]) -> frozenset[Instance]:
+    def _resolved(self, keys: Iterable[tuple[OverridesProvider, Key]]) -> frozenset[Instance]:
         nodes = [self.plan.resolved.get(target) for target in keys]
         left = [
             self.instances[node]

@@ -18,8 +18,8 @@ from starlette.background import BackgroundTasks
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from .absence import not_running
-from .exceptions import (
+from fastapi_lifespan_deps.absence import not_running
+from fastapi_lifespan_deps.exceptions import (
     DependencyCycleError,
     DependencyScopeError,
     InvalidDependencyScope,
@@ -27,12 +27,13 @@ from .exceptions import (
     Step,
     name_of,
 )
+
 from .signature import Parameter, is_missing, parameters, underlying
 
 # Where the pin of a request stands in its ASGI scope, and its run in the lifespan state.
 SCOPE_KEY = "fastapi_lifespan_deps"
 
-NOTE = 'scope="lifespan"'
+LIFESPAN_NOTE = 'scope="lifespan"'
 
 
 def Depends(
@@ -126,12 +127,12 @@ def Depends(
                 f"cannot have {option}={ours[option]!r}",
                 "Give seconds, more than 0, or a timedelta.",
             )
-    asked = Options(**durations) if durations else NO_OPTIONS
-    return LifespanDepends(dependency, use_cache=use_cache, options=asked)
+    asked = Durations(**durations) if durations else NO_DURATIONS
+    return LifespanDepends(dependency, use_cache=use_cache, durations=asked)
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class Durations:
     """What a declaration asks for beyond the value; durations in seconds."""
 
     refresh_every: float | None = None
@@ -140,16 +141,16 @@ class Options:
 
     def items(self) -> list[tuple[str, float]]:
         """Those that are set."""
-        found = ((name, getattr(self, name)) for name in Options.__slots__)
+        found = ((name, getattr(self, name)) for name in Durations.__slots__)
         return [(name, value) for name, value in found if value is not None]
 
 
-NO_OPTIONS = Options()
+NO_DURATIONS = Durations()
 
 
 @dataclass(frozen=True)
-class _OptionsField:
-    options: Options = NO_OPTIONS
+class _DurationsField:
+    durations: Durations = NO_DURATIONS
 
 
 class LifespanDepends(params.Depends):
@@ -157,19 +158,21 @@ class LifespanDepends(params.Depends):
 
     # Read by `dataclasses.replace`. Not made by `@dataclass`: FastAPI's own class is frozen in
     # some releases only, and this one would have to be the same.
-    __dataclass_fields__ = params.Depends.__dataclass_fields__ | _OptionsField.__dataclass_fields__
-    options: Options
+    __dataclass_fields__ = (
+        params.Depends.__dataclass_fields__ | _DurationsField.__dataclass_fields__
+    )
+    durations: Durations
 
     def __init__(
         self,
         dependency: Callable[..., Any] | None = None,
         use_cache: bool = True,
         scope: Any = "lifespan",
-        options: Options = NO_OPTIONS,
+        durations: Durations = NO_DURATIONS,
         **others: Any,
     ) -> None:
         super().__init__(None, use_cache=use_cache, scope=scope, **others)
-        self.__dict__["options"] = options
+        self.__dict__["durations"] = durations
         object.__setattr__(self, "dependency", dependency)
 
     # Python takes an `Annotated` for another that has equal metadata.
@@ -181,7 +184,7 @@ class LifespanDepends(params.Depends):
 
     @property
     def _identity(self) -> tuple[object, ...]:
-        return self.dependency, self.use_cache, self.scope, self.options
+        return self.dependency, self.use_cache, self.scope, self.durations
 
     # FastAPI copies a declaration when it infers the class from the annotation: by
     # `dataclasses.replace`, up to 0.121.2 by assigning to the copy. Both come through here.
@@ -198,8 +201,8 @@ class LifespanDepends(params.Depends):
             dependency = dependency.provider
         if dependency is not None:
             check_callable(dependency)
-            _check_limits(dependency, self.options)
-            dependency = Marker(dependency, self.use_cache, options=self.options)
+            _check_limits(dependency, self.durations)
+            dependency = Marker(dependency, self.use_cache, durations=self.durations)
         self.__dict__["marker"] = dependency
 
 
@@ -218,7 +221,7 @@ class Key:
     provider: Callable[..., Any]
     place: Place | None = None
     # of the one declaration that this comes from; another one asks for the same value
-    options: Options = field(default=NO_OPTIONS, compare=False)
+    durations: Durations = field(default=NO_DURATIONS, compare=False)
 
 
 @dataclass(frozen=True)
@@ -233,18 +236,18 @@ class Marker:
     provider: Callable[..., Any]
     use_cache: bool
     place: Place | None = None  # where it is known already (frontends)
-    options: Options = NO_OPTIONS
+    durations: Durations = NO_DURATIONS
 
     def key(self, owner: Hashable, parameter: str | int) -> Key:
         """What this declares, standing at a parameter of `owner`."""
         if self.use_cache:
             return self.shared_key
-        return Key(self.provider, self.place or Place(_owner(owner), parameter), self.options)
+        return Key(self.provider, self.place or Place(_owner(owner), parameter), self.durations)
 
     @functools.cached_property
     def shared_key(self) -> Key:
         # One object for all places: what looks it up finds the same one, and compares nothing.
-        return Key(self.provider, None, self.options)
+        return Key(self.provider, None, self.durations)
 
     @functools.cached_property
     def __signature__(self) -> inspect.Signature:
@@ -278,7 +281,7 @@ class Requirement:
 
     @property
     def step(self) -> Step:
-        return Step(self.parameter, self.marker and self.marker.provider, NOTE)
+        return Step(self.parameter, self.marker and self.marker.provider, LIFESPAN_NOTE)
 
 
 def has_lifespan_scope(declaration: Any) -> bool:
@@ -295,9 +298,9 @@ def lifespan_marker(depends: params.Depends, annotation: Any) -> Marker | None:
     if isinstance(dependency, Marker):
         return dependency
     check_callable(dependency)
-    options: Options = getattr(depends, "options", NO_OPTIONS)
-    _check_limits(dependency, options)
-    return Marker(dependency, depends.use_cache, options=options)
+    durations: Durations = getattr(depends, "durations", NO_DURATIONS)
+    _check_limits(dependency, durations)
+    return Marker(dependency, depends.use_cache, durations=durations)
 
 
 def requirements(provider: Callable[..., Any], path: Sequence[Step] = ()) -> list[Requirement]:
@@ -314,7 +317,7 @@ def requirements(provider: Callable[..., Any], path: Sequence[Step] = ()) -> lis
 
 def validate(provider: Callable[..., Any]) -> None:
     """Raise unless `provider`, and all that it depends on, can start before any request."""
-    _validate(provider, [Step(name_step(provider), provider, NOTE)], set())
+    _validate(provider, [Step(name_step(provider), provider, LIFESPAN_NOTE)], set())
 
 
 def _validate(
@@ -331,7 +334,7 @@ def _validate(
 def check_cycle(path: Sequence[Step]) -> None:
     """Raise if the last step of `path` is there already."""
     for index, step in enumerate(path[:-1]):
-        if step.note.startswith(NOTE) and step.call == path[-1].call:
+        if step.note.startswith(LIFESPAN_NOTE) and step.call == path[-1].call:
             raise DependencyCycleError(path[index:])
 
 
@@ -383,12 +386,12 @@ def in_seconds(duration: object) -> float:
     return math.nan
 
 
-def _check_limits(provider: Callable[..., Any], options: Options) -> None:
+def _check_limits(provider: Callable[..., Any], durations: Durations) -> None:
     kind = underlying(provider)
     if isasyncgenfunction(kind) or iscoroutinefunction(kind) or is_missing(kind):
         return
     for option in ("start_timeout", "stop_timeout"):
-        if getattr(options, option) is not None:
+        if getattr(durations, option) is not None:
             raise InvalidLifespanDependency(
                 provider,
                 f"cannot have a {option}: it is synchronous, so it runs in a worker thread, which "

@@ -4,20 +4,21 @@ from collections.abc import Iterator, Mapping
 
 import anyio
 
-from .collect import Sources
-from .events import Events
-from .exceptions import grouped
+from fastapi_lifespan_deps.declare.collect import Sources
+from fastapi_lifespan_deps.declare.plan import Overrides, OverridesProvider, Plan, Planner, Provider
+from fastapi_lifespan_deps.events import Events
+from fastapi_lifespan_deps.exceptions import grouped
+
 from .instance import ApplicationStops
-from .live import LiveValues
-from .plan import Domain, Overrides, Plan, Planner, Provider
 from .tasks import DetachedTask
+from .values import LiveValues
 
 
 class OverridesInForce:
     """Follows the overrides of an application, and of what is mounted in it."""
 
     def __init__(
-        self, provider: Domain, sources: Sources, live: LiveValues, events: Events
+        self, provider: OverridesProvider, sources: Sources, live: LiveValues, events: Events
     ) -> None:
         self._provider = provider  # the application whose overrides its own routes follow
         self._sources = sources
@@ -25,9 +26,9 @@ class OverridesInForce:
         self._live = live
         self._planner = Planner()
         self._task: DetachedTask[None] | None = None
-        self._applying: Mapping[Domain, Overrides] | None = None
+        self._applying: Mapping[OverridesProvider, Overrides] | None = None
         # The overrides of the current generation; None while others are being applied.
-        self._in_force: Mapping[Domain, Overrides | None] = {}
+        self._in_force: Mapping[OverridesProvider, Overrides | None] = {}
         # Whether more than a look at the application's overrides tells that they have changed:
         # some are in force, or there are mounted applications.
         self.must_compare = False
@@ -35,9 +36,12 @@ class OverridesInForce:
     def have_changed(self) -> bool:
         """Whether overrides are not what the current generation was made for."""
         in_force = self._in_force.items()
-        return any(domain.dependency_overrides != applied for domain, applied in in_force)
+        return any(
+            overrides_provider.dependency_overrides != applied
+            for overrides_provider, applied in in_force
+        )
 
-    def enforce(self, overrides: Mapping[Domain, Overrides | None]) -> None:
+    def enforce(self, overrides: Mapping[OverridesProvider, Overrides | None]) -> None:
         """Note the overrides that the current generation is made for."""
         self._in_force = overrides
         self.must_compare = len(overrides) > 1 or any(one != {} for one in overrides.values())
@@ -46,7 +50,7 @@ class OverridesInForce:
         """Make the overrides that are set now effective. Failures are left to the requests."""
         live = self._live
         instance = live.inside()
-        if instance is not None and not instance.settled.is_set():
+        if instance is not None and not instance.start_over.is_set():
             return  # a provider that is starting sends the request: it would wait for itself
         while self.have_changed() and not live.supervisor.is_closing:
             wanted = self._set_now()
@@ -90,10 +94,10 @@ class OverridesInForce:
                 error=grouped("several overrides are not valid", plan.errors),
             )
 
-    def _changed(self, overrides: Mapping[Domain, Overrides]) -> Iterator[Provider]:
+    def _changed(self, overrides: Mapping[OverridesProvider, Overrides]) -> Iterator[Provider]:
         """What is overridden by something else, or not any more."""
-        for domain, wanted in overrides.items():
-            in_force = self._in_force.get(domain) or {}
+        for overrides_provider, wanted in overrides.items():
+            in_force = self._in_force.get(overrides_provider) or {}
             for provider in dict.fromkeys((*in_force, *wanted)):
                 if in_force.get(provider) is not wanted.get(provider):
                     yield provider
@@ -101,19 +105,26 @@ class OverridesInForce:
     def plan(self) -> Plan:
         """Plan what is declared, under the overrides that are set now."""
         overrides = self._set_now()
-        self._live.originals = plan = self._plan({domain: {} for domain in overrides})
+        self._live.originals = plan = self._plan(
+            {overrides_provider: {} for overrides_provider in overrides}
+        )
         if any(overrides.values()):
             plan = self._plan(overrides, plan)
         return plan
 
-    def _plan(self, overrides: dict[Domain, Overrides], originals: Plan | None = None) -> Plan:
+    def _plan(
+        self, overrides: dict[OverridesProvider, Overrides], originals: Plan | None = None
+    ) -> Plan:
         failures: list[Exception] = []
         declarations = self._sources.declarations(overrides, failures)
         plan = self._planner.plan(declarations, overrides, originals)
         plan.errors += failures
         return plan
 
-    def _set_now(self) -> dict[Domain, Overrides]:
-        domains = (source.domain for source in self._sources)
-        found = dict.fromkeys((self._provider, *(one for one in domains if one is not None)))
-        return {domain: dict(domain.dependency_overrides) for domain in found}
+    def _set_now(self) -> dict[OverridesProvider, Overrides]:
+        providers = (source.overrides_provider for source in self._sources)
+        found = dict.fromkeys((self._provider, *(one for one in providers if one is not None)))
+        return {
+            overrides_provider: dict(overrides_provider.dependency_overrides)
+            for overrides_provider in found
+        }

@@ -1,0 +1,1 @@
+"""Declare and plan: from a signature to the nodes to start. Pure, and synchronous."""

@@ -1,0 +1,1 @@
+"""Serve: an application and its requests, from startup to shutdown."""
