@@ -241,7 +241,7 @@ class LiveValues:
         Those are the values that it sees itself. If some of them are gone, for nobody knew that it
         would ask, they are the current ones.
         """
-        held = pin.everything_of or pin.generation
+        held = pin.generation if pin.everything_of is None else pin.everything_of
         if held is not self.current:
             declared = held.reachable_by(pin)
             if declared is None or not declared.by_container:

@@ -84,11 +84,11 @@ class LifespanRouter(APIRouter):
         The hot path of every request: each line of it can be measured.
         """
         inner, runs = self._inner, self.lifespan_runs
-        if not runs.have_values:
-            return await inner(scope, receive, send)
         outer: Pin | None = scope.get(SCOPE_KEY)
         if outer is not None and outer.run.covers(self):
             return await self._pass_on(outer, scope, receive, send)
+        if not runs.have_values:
+            return await inner(scope, receive, send)
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 return await inner(scope, receive, send)
