@@ -116,7 +116,9 @@ class EndpointContexts:
         if self._known is None:  # pragma: no cover - FastAPI 0.123.8 and before
             return
         if inspect.isclass(call):
-            context = dict(routing._extract_endpoint_context(call))
+            # it is remembered for the class as well, which FastAPI never asks for
+            context = {**routing._extract_endpoint_context(call)}
+            self._known.pop(id(call), None)
         elif code is None:
             context = {}
         else:
