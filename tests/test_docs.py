@@ -36,6 +36,7 @@ from fastapi_lifespan_deps import (
     InvalidDependencyScope,
     InvalidLifespanDependency,
     LifespanContainer,
+    LifespanEvent,
     LifespanFastAPI,
     LifespanNotRunning,
     LifespanTimeout,
@@ -539,6 +540,28 @@ def test_debug_log(caplog: pytest.LogCaptureFixture) -> None:
 
 
 # The how-to guides
+
+
+def test_events(caplog: pytest.LogCaptureFixture) -> None:
+    example = load("events")
+    caplog.set_level(logging.INFO, example.__name__)
+    with TestClient(example.app):
+        pass
+    kinds = ["starting", "started", "stopping", "stopped"]
+    assert example.counted == {
+        **{(kind, "get_pool"): 1 for kind in kinds},
+        ("up", None): 1,
+        ("down", None): 1,
+    }
+    assert [record.getMessage()[:8] for record in caplog.records] == ["Up after"]
+    slow = LifespanEvent(kind="started", name="get_pool", where="a.py:1", seconds=2, time_ns=1)
+    failed = LifespanEvent(kind="died", name="get_pool", error=OSError("lost"), time_ns=1)
+    for event in (slow, failed):
+        example.listen(event)
+    assert [record.getMessage() for record in caplog.records[1:]] == [
+        "get_pool (a.py:1) started slowly",
+        "get_pool: died",
+    ]
 
 
 class ModelFile:
