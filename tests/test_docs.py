@@ -548,11 +548,8 @@ def test_events(caplog: pytest.LogCaptureFixture) -> None:
     with TestClient(example.app):
         pass
     kinds = ["starting", "started", "stopping", "stopped"]
-    assert example.counted == {
-        **{(kind, "get_pool"): 1 for kind in kinds},
-        ("up", None): 1,
-        ("down", None): 1,
-    }
+    once = [*((kind, "get_pool") for kind in kinds), ("up", None), ("down", None)]
+    assert example.counted == dict.fromkeys(once, 1)
     assert [record.getMessage()[:8] for record in caplog.records] == ["Up after"]
     slow = LifespanEvent(kind="started", name="get_pool", where="a.py:1", seconds=2, time_ns=1)
     failed = LifespanEvent(kind="died", name="get_pool", error=OSError("lost"), time_ns=1)
