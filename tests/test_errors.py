@@ -408,3 +408,13 @@ def test_a_path_may_have_no_callables() -> None:
         "  GET /",
         "  └─ q     a query parameter",
     ]
+
+
+def test_a_current_directory_that_is_gone_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert location_of(get_engine) == f"{__file__}:{line(get_engine)}"

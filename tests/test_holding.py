@@ -217,6 +217,35 @@ async def test_a_request_that_is_passed_on_late_gets_what_there_is() -> None:
     assert held.answers == ["model 2, model 2"]
 
 
+async def test_a_request_that_is_passed_on_from_a_former_generation_stays_in_it() -> None:
+    held = Held()
+    before = Gate()
+
+    class Forward(Response):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await before.wait()
+            await held.app(dict(scope, path="/model"), receive, send)
+
+    @held.app.get("/first")
+    async def forward(model: Annotated[Thing, held.uses_model]) -> Response:
+        return Forward()
+
+    async with running(held.app) as client, anyio.create_task_group() as tasks:
+
+        async def send() -> None:
+            held.answers.append((await client.get("/first")).json())
+
+        tasks.start_soon(send)
+        await before.hold()
+        await held.refresh()
+        before.open()
+        await held.gate.hold()
+        await held.refresh()
+        assert held.alive == ["model 1", "model 3"]
+        held.gate.open()
+    assert held.answers == ["model 1, model 1"]
+
+
 async def test_a_request_that_passes_others_on_holds_nothing_of_theirs() -> None:
     """The middleware of a mounted application sends two requests, and then goes on by itself."""
     held = Held()

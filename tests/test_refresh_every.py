@@ -591,3 +591,18 @@ async def test_runs_that_are_alive_at_once_refresh_each_for_itself() -> None:
         await value.go_on()
     async with client_of(app, raises=False) as client:
         assert (await client.get("/value")).status_code == 500
+
+
+async def test_an_override_that_is_not_valid_is_a_failure_like_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    value = Versions()
+    app = app_of(value)
+    async with running(app, raises=False) as client:
+        app.dependency_overrides[value.get] = "no callable"  # type: ignore[assignment]
+        assert (await client.get("/value")).status_code == 500
+        with anyio.fail_after(20):
+            while "was not refreshed" not in caplog.text:
+                await anyio.lowlevel.checkpoint()
+        app.dependency_overrides.clear()
+        assert (await client.get("/value")).json().startswith("value ")

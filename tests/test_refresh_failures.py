@@ -442,3 +442,30 @@ async def test_an_old_instance_that_fails_to_stop(
             [record] = [one for one in caplog.records if one.levelno == logging.ERROR]
             assert record.getMessage() == "`user` failed to stop"
             assert "stop db 1" in service.log
+
+
+# --- A failed override
+
+
+@POLICIES
+async def test_what_has_failed_to_start_is_not_tried_again_by_a_refresh_of_something_else(
+    policy: Policy,
+) -> None:
+    service = Service()
+    tried = 0
+
+    async def fake() -> None:
+        nonlocal tried
+        tried += 1
+        raise Broken
+
+    async with service.running():
+        service.app.dependency_overrides[service.get_cache] = fake
+        with pytest.raises(UninitializedLifespanDependency):
+            await service.ask("/cache")
+        await service.refresh(policy=policy)
+        assert await service.ask("/session") == "session(db 2)"
+        assert tried == 1
+        with pytest.raises(Broken):
+            await service.refresh(service.get_cache, policy=policy)
+        assert tried == 2
