@@ -112,21 +112,17 @@ class EndpointContexts:
 
     def keep(self, bound: Callable[..., Any], call: Callable[..., Any]) -> None:
         """Let errors of `bound` go on naming `call`, which it stands for."""
-        code = getattr(call, "__code__", None)
         if self._known is None:  # pragma: no cover - FastAPI 0.123.8 and before
             return
-        if inspect.isclass(call):
-            # it is remembered for the class as well, which FastAPI never asks for
+        code = getattr(call, "__code__", None)
+        inner = getattr(inspect.unwrap(call), "__code__", None)
+        if code is not None and inner is not None:
+            name = call.__name__
+            context = {"file": code.co_filename, "line": inner.co_firstlineno, "function": name}
+        else:
+            # it is remembered for the original as well, of which FastAPI never asks
             context = {**routing._extract_endpoint_context(call)}
             self._known.pop(id(call), None)
-        elif code is None:
-            context = {}
-        else:
-            context = {
-                "file": code.co_filename,
-                "line": inspect.unwrap(call).__code__.co_firstlineno,
-                "function": call.__name__,
-            }
         self._known[id(bound)] = self._ours[id(bound)] = context
         # FastAPI may build the route anew: then the id may soon be another's
         weakref.finalize(bound, _forget, self._known, {id(bound): context}).atexit = False

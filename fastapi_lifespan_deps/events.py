@@ -111,8 +111,8 @@ class Events:
 
 def check_listener(listener: object) -> None:
     """Raise unless it can be a listener."""
-    kind = listener if inspect.isroutine(listener) else getattr(listener, "__call__", None)  # noqa: B004
-    if not callable(listener) or inspect.iscoroutinefunction(kind):
+    kinds = listener, getattr(listener, "__call__", None)  # noqa: B004  # itself, or of an object
+    if not callable(listener) or any(map(inspect.iscoroutinefunction, kinds)):
         raise TypeError(
             f"on_lifespan_event={name_of(listener)}: give a plain function of one event. It is "
             "called in the event loop, and must not wait."

@@ -1,9 +1,11 @@
 """Clause 14: a value lives as long as a request may use it, whichever way it comes to it."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from types import GeneratorType
 from typing import Annotated, Any
 
 import anyio
@@ -22,6 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from fastapi_lifespan_deps import (
     Depends,
     LifespanContainer,
+    LifespanDependencyError,
     LifespanFastAPI,
     UninitializedLifespanDependency,
     get_container,
@@ -246,42 +249,139 @@ async def test_a_request_that_is_passed_on_from_a_former_generation_stays_in_it(
     assert held.answers == ["model 1, model 1"]
 
 
-async def test_a_request_that_passes_others_on_holds_nothing_of_theirs() -> None:
-    """The middleware of a mounted application sends two requests, and then goes on by itself."""
+@pytest.mark.parametrize("kind", [FastAPI, LifespanFastAPI])
+async def test_a_request_that_sends_a_copy_ahead_gets_its_own_values(kind: type[FastAPI]) -> None:
+    """The middleware of a mounted application asks another route first, and is refreshed then."""
     held = Held()
-    after = Gate()
-    mounted = LifespanFastAPI()
+    between = Gate()
+    mounted = kind()
+
+    @mounted.get("/auth")
+    async def authorize() -> None: ...
 
     @mounted.get("/model")
     async def read(model: Annotated[Thing, held.uses_model]) -> str:
-        return str(model)
+        return await held.wait(model)
 
-    class Twice:
+    class Authorizing:
         def __init__(self, inner: ASGIApp) -> None:
             self.inner = inner
 
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
             async def ignore(message: Any) -> None: ...
 
-            await self.inner(dict(scope), receive, ignore)
-            await self.inner(dict(scope), receive, ignore)
-            await after.wait()
+            await self.inner(dict(scope, path="/mounted/auth"), receive, ignore)
+            await between.wait()
             await self.inner(scope, receive, send)
 
-    mounted.add_middleware(Twice)
+    mounted.add_middleware(Authorizing)
     held.app.mount("/mounted", mounted)
     async with running(held.app) as client, anyio.create_task_group() as tasks:
 
         async def send() -> None:
-            held.answers.append((await client.get("/mounted/model")).text)
+            held.answers.append((await client.get("/mounted/model")).json())
 
         tasks.start_soon(send)
-        await after.hold()
+        await between.hold()
         await held.refresh()
-        assert held.alive == ["model 2"]
+        between.open()
+        await held.gate.hold()
         await held.refresh()
-        tasks.cancel_scope.cancel()
-    assert held.alive == []
+        assert held.alive == ["model 1", "model 3"]
+        held.gate.open()
+    assert held.answers == ["model 1, model 1"]
+
+
+async def test_a_request_that_comes_again_with_the_same_scope_holds_both() -> None:
+    held = Held()
+    inner = Gate()
+
+    @held.app.get("/inner")
+    async def wait(model: Annotated[Thing, held.uses_model]) -> str:
+        await inner.wait()
+        return str(model)
+
+    class Forward(Response):
+        def __init__(self, model: Thing) -> None:
+            super().__init__()
+            self.model = model
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            async def ignore(message: Any) -> None: ...
+
+            scope["path"] = "/inner"
+            await held.app(scope, receive, ignore)
+            await held.wait(self.model)
+            await Response(str(self.model))(scope, receive, send)
+
+    @held.app.get("/outer")
+    async def forward(model: Annotated[Thing, held.uses_model]) -> Response:
+        return Forward(model)
+
+    inner.open()
+    async with held.asking(lambda client: client.get("/outer")):
+        await held.refresh()
+        assert held.alive == ["model 1", "model 2"]
+    assert held.answers == ["model 1"]
+
+
+async def test_a_request_that_is_sent_to_another_application_keeps_its_own_values() -> None:
+    held, other = Held(), Held()
+
+    class Forward(Response):
+        def __init__(self, model: Thing) -> None:
+            super().__init__()
+            self.model = model
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            scope["path"] = "/model"
+            await other.app(scope, receive, send)
+            held.answers.append(str(self.model))
+
+    @held.app.get("/outer")
+    async def forward(model: Annotated[Thing, held.uses_model]) -> Response:
+        return Forward(model)
+
+    held.gate = other.gate
+    async with running(other.app), held.asking(lambda client: client.get("/outer")):
+        await held.refresh()
+        assert held.alive == ["model 1", "model 2"]
+        await other.refresh()
+        assert other.alive == ["model 1", "model 2"]
+    assert held.answers == ["model 1", "model 1, model 1"]
+
+
+def async_endpoint(held: Held, app: FastAPI) -> None:
+    @app.get("/model")
+    async def read(model: Annotated[Thing, held.uses_model]) -> str:
+        return await held.wait(model)
+
+
+def sync_endpoint_of_a_copy(held: Held, app: FastAPI) -> None:
+    @app.get("/model")
+    def read(model: Annotated[Thing, held.uses_model]) -> str:
+        return anyio.from_thread.run(held.wait, model)
+
+
+@pytest.mark.parametrize("declare", [async_endpoint, sync_endpoint_of_a_copy])
+async def test_what_a_copy_comes_to_in_a_plain_mounted_application_is_held(
+    declare: Callable[[Held, FastAPI], None],
+) -> None:
+    """No router of ours is told of it."""
+    held = Held()
+    mounted = FastAPI()
+    declare(held, mounted)
+
+    class Forward(Response):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await mounted(dict(scope, path="/model", root_path=""), receive, send)
+
+    @mounted.get("/forward")
+    async def forward() -> Response:
+        return Forward()
+
+    held.app.mount("/mounted", mounted)
+    await held.check_held("/mounted/forward")
 
 
 # A container that is asked for by hand
@@ -561,6 +661,35 @@ async def test_a_thread_that_outlives_its_request_keeps_what_it_uses(
 
 
 @asyncio_only
+async def test_a_sync_generator_that_is_cut_off_keeps_what_it_uses_until_it_is_closed() -> None:
+    """Python closes it, in the thread that has outlived the request."""
+    held, worker = Held(), Worker()
+
+    def get_session(model: Annotated[Thing, held.uses_model]) -> Iterator[None]:
+        try:
+            worker.use(model)
+            yield
+        finally:
+            worker.seen.append("closed" if model.closed else "alive")
+
+    @held.app.get("/thread")
+    async def use(session: Annotated[None, FastAPIDepends(get_session)]) -> None: ...
+
+    async with running(held.app) as client:
+        request = asyncio.create_task(client.get("/thread"))
+        await worker.entered.wait()
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        await held.refresh()
+        worker.go_on.set()
+        while len(held.alive) > 1:
+            gc.collect()
+            await anyio.lowlevel.checkpoint()
+    assert worker.seen == ["model 1, alive", "alive"]
+
+
+@asyncio_only
 async def test_a_shutdown_does_not_wait_for_a_thread() -> None:
     held, worker = Held(), Worker()
     sync_endpoint(held, worker)
@@ -640,6 +769,25 @@ async def test_a_sync_endpoint_needs_no_values_where_its_dependency_is_overridde
         assert (await client.get("/thread")).json() == "fake"
 
 
+@pytest.mark.parametrize("depends", [False, True])
+async def test_what_a_sync_callable_returns_is_left_alone(depends: bool) -> None:
+    """Also a generator, which is a value like others."""
+    held = Held()
+    kinds: list[type] = []
+
+    def get_rows(model: Annotated[Thing, held.uses_model]) -> Iterator[int]:
+        return (number for number in range(3))
+
+    @held.app.get("/rows")
+    def read(rows: Annotated[Any, FastAPIDepends(get_rows)]) -> Any:
+        kinds.append(type(rows))
+        return rows if depends else (number for number in range(3))
+
+    async with running(held.app) as client:
+        assert (await client.get("/rows")).json() == [0, 1, 2]
+    assert kinds == [GeneratorType]
+
+
 async def test_a_sync_generator_sees_the_exception_and_leaves_as_in_fastapi() -> None:
     held = Held()
     steps: list[str] = []
@@ -667,23 +815,36 @@ async def test_a_sync_generator_sees_the_exception_and_leaves_as_in_fastapi() ->
     assert steps == ["left with model 1", "raised 'oh'", "left with model 1"]
 
 
-async def test_what_a_thread_is_asked_to_do_after_its_request_gets_no_values() -> None:
-    """Its values may be gone. FastAPI gives such a call up, so nobody sees the error."""
+@pytest.mark.parametrize("is_copy", [False, True])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_what_is_asked_for_after_a_request_has_ended_is_refused(
+    is_copy: bool, kind: str
+) -> None:
+    """Its values may be gone. FastAPI gives up the call of a thread that comes too late."""
     held = Held()
-    scopes: list[Scope] = []
+    key = "fastapi_lifespan_deps"
+    requests: list[tuple[Request, Any]] = []
 
-    @held.app.get("/thread")
     def use(request: Request, model: Annotated[Thing, held.uses_model]) -> None:
-        scopes.append(dict(request.scope))
+        scope = dict(request.scope) if is_copy else request.scope
+        requests.append((Request(scope), scope[key]))
 
+    async def use_async(request: Request, model: Annotated[Thing, held.uses_model]) -> None:
+        use(request, model)
+
+    held.app.get("/late")(use if kind == "sync" else use_async)
     async with running(held.app) as client:
-        await client.get("/thread")
-        route = next(one for one in held.app.routes if getattr(one, "path", "") == "/thread")
+        await client.get("/late")
+        route = next(one for one in held.app.routes if getattr(one, "path", "") == "/late")
         dependant: Any = route.dependant  # type: ignore[attr-defined]
-        request = Request(scopes[0])
+        [(request, pin)] = requests
+        request.scope[key] = pin  # as it was
         names = dependant.request_param_name, dependant.http_connection_param_name
         values = {name: request for name in names if name is not None}
-        with pytest.raises(RuntimeError, match="the request has ended"):
+        if kind == "async" and not is_copy:
+            await dependant.call(**values)  # it has the values that are there
+            return
+        with pytest.raises(LifespanDependencyError, match="GET /late has ended"):
             await anyio.to_thread.run_sync(lambda: dependant.call(**values))
 
 

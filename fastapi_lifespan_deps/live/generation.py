@@ -21,7 +21,7 @@ from fastapi_lifespan_deps.absence import (
 from fastapi_lifespan_deps.declare.collect import Injection, declared
 from fastapi_lifespan_deps.declare.params import Key
 from fastapi_lifespan_deps.declare.plan import Node, OverridesProvider, Plan
-from fastapi_lifespan_deps.exceptions import name_of
+from fastapi_lifespan_deps.exceptions import LifespanDependencyError, name_of
 
 from .instance import Instance
 from .tasks import call_soon
@@ -41,7 +41,7 @@ class Pin:
     others: "tuple[Generation, ...]" = ()  # later ones, whose values it has been given too
     everything_of: "Generation | None" = None  # which it has been given by the container
     has_asked: bool = False  # for a refresh: then the container gives it the new values
-    has_passed_on: bool = False  # with a copy of its scope, which gets to the route instead
+    inner: "tuple[Pin, ...]" = ()  # of copies of its scope, which end with it
     threads: int = 0  # that work for it; one may go on after it has ended
     is_over: bool = False  # but for its threads
 
@@ -56,6 +56,19 @@ class Pin:
         everything_of = () if self.everything_of is None else (self.everything_of,)
         return tuple(dict.fromkeys((self.generation, *self.others, *everything_of)))
 
+    def check_request(self) -> None:
+        """Raise if the request has ended: nothing holds its values any more."""
+        if self not in self.generation.pins:
+            raise LifespanDependencyError(
+                f"The request {self} has ended, and its values may have been stopped. "
+                "Don't use its scope afterwards."
+            )
+
+    def keep_to_its_route(self) -> None:
+        """Go on to hold what the route uses, though the scope may soon tell of another one."""
+        if not isinstance(self.holder, Injection) and self.generation.reachable_by(self):
+            self.holder = dict(self.holder)
+
     @contextmanager
     def in_thread(self) -> Iterator[None]:
         """Hold the values until a worker thread of the request has ended.
@@ -64,10 +77,8 @@ class Pin:
         """
         with self.generation.lock:
             self.threads += 1
-            has_ended = self not in self.generation.pins
         try:
-            if has_ended:
-                raise RuntimeError("the request has ended")
+            self.check_request()
             yield
         finally:
             with self.generation.lock:
@@ -88,9 +99,6 @@ class Reachable:
     of: Dependant | Injection | None  # kept alive, so that its id tells it from others
     instances: frozenset[Instance]
     by_container: bool = False  # through the container any other as well, until it asks
-
-
-NOTHING = Reachable(None, frozenset())
 
 
 class Generation(dict[Injection, Callable[..., Any]]):
@@ -191,7 +199,7 @@ class Generation(dict[Injection, Callable[..., Any]]):
             keys = ((holder.overrides_provider, key) for _, key in holder.parameters)
             return Reachable(holder, self._resolved(keys))
         if (dependant := matched_dependant(holder)) is None:
-            return NOTHING if pin.has_passed_on else None
+            return None
         reachable = self._reachable.get(id(dependant))
         if reachable is None:
             overrides_provider = overrides_provider_of(holder)

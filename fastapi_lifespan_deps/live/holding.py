@@ -34,21 +34,26 @@ class Holdings:
         for pin in list(generation.pins):
             self.hold(generation, pin)
 
-    def hold(self, generation: Generation, pin: Pin) -> None:
-        """Note what a pin holds of a former generation."""
+    def hold(self, generation: Generation, pin: Pin) -> list[Instance]:
+        """Note what a pin holds of a former generation. Return what nobody holds any more."""
         if generation.reachable_by(pin) is None:
             self.unmatched[pin] = None
+        before = generation.pins.get(pin)
+        # replaced where it stands: a thread may look whether it is there
         generation.pins[pin] = held = generation.held_by(pin)
         if held not in self._pins:
             for instance in held.instances:
                 self._by_instance.setdefault(instance, {})[held] = None
         self._pins.setdefault(held, {})[pin] = None
+        return [] if before is None or before is held else self._let_go(before, pin)
 
     def let_go(self, generation: Generation, pin: Pin) -> list[Instance]:
         """Note that a pin holds nothing of a generation. Return what nobody holds any more."""
         held = generation.pins.pop(pin, None)
-        if held is None:  # of the current one, or let go already
-            return []
+        # None: it is of the current one, or has been let go already
+        return [] if held is None else self._let_go(held, pin)
+
+    def _let_go(self, held: Reachable, pin: Pin) -> list[Instance]:
         del self._pins[held][pin]
         if self._pins[held]:
             return []
@@ -71,6 +76,5 @@ class Holdings:
             self.unmatched.pop(pin, None)
             for generation in pin.generations:
                 if generation.pins.get(pin) is not None:
-                    unheld += self.let_go(generation, pin)
-                    self.hold(generation, pin)
-        return [instance for instance in unheld if instance not in self]
+                    unheld += self.hold(generation, pin)
+        return unheld

@@ -100,11 +100,12 @@ class Instance:
     @property
     def is_alive(self) -> bool:
         """Whether the value may be used."""
-        return self.started and not self._stop.is_set() and not self.ended.is_set()
+        return self.started and not self.is_stopping and not self.ended.is_set()
 
     @property
     def is_stopping(self) -> bool:
-        return self._stop.is_set()
+        """Whether it stops, or is about to: others may be stopped before."""
+        return self._stop.is_set() or self in self._supervisor.retired
 
     async def run(self) -> None:
         """Own the value from entry to exit; the body of the instance's task."""
@@ -225,7 +226,7 @@ class Instance:
     def ask_to_stop(self) -> None:
         """Let the code after `yield` run, once what depends on it has ended."""
         self.give_up_start()
-        if not self.is_stopping:
+        if not self._stop.is_set():
             self._stop.set()
             self._supervisor.kept.clear()
 
@@ -265,6 +266,7 @@ class Supervisor:
         # What has begun and not ended, in start order, each with its number in that order.
         self.instances: dict[Instance, int] = {}
         self._numbers = itertools.count()
+        self.retired: set[Instance] = set()  # those of them that are not needed any more
         # What a failing start gives up: all that is started with it.
         self._starting_with: dict[Instance, list[Instance]] = {}
         self.threads = CapacityLimiter(MAX_THREADS)
@@ -370,6 +372,7 @@ class Supervisor:
         if instance.seconds is not None and instance.died_of is not instance:
             self._tell_end(instance)
         del self.instances[instance]
+        self.retired.discard(instance)
         self._starting_with.pop(instance, None)
         _leave(instance)
         error = instance.error
@@ -382,8 +385,11 @@ class Supervisor:
     def retire(self, instances: Collection[Instance]) -> None:
         """Stop some instances in the background, in reverse; errors are raised at the end."""
         if instances and not self.is_closing:  # else all are being stopped
-            stop = partial(self._stop, self.in_order(instances))
-            self.tasks.spawn(stop, lambda: None, "old lifespan dependencies")
+            in_order = self.in_order(instances)
+            self.retired.update(in_order)
+            self.tasks.spawn(
+                partial(self._stop, in_order), lambda: None, "old lifespan dependencies"
+            )
 
     async def close(self) -> None:
         """Stop everything in reverse, whatever happens to the caller; raise what went wrong."""

@@ -11,6 +11,7 @@ from starlette.types import Scope
 
 from fastapi_lifespan_deps.absence import Absence
 from fastapi_lifespan_deps.declare.collect import Injection
+from fastapi_lifespan_deps.declare.params import SCOPE_KEY
 from fastapi_lifespan_deps.declare.plan import Node, Plan, Provider
 from fastapi_lifespan_deps.events import Events
 from fastapi_lifespan_deps.exceptions import combined
@@ -153,7 +154,7 @@ class LiveValues:
             node = left.pop()
             if node not in renewed:
                 renewed.add(node)
-                left += [one for one in self._dependents(node) if not self._has_failed(one)]
+                left += [one for one in self._dependents(node) if self._may_start(one, node)]
                 left += [one for one in node.dependencies if self._is_dead(one)]
         return renewed
 
@@ -163,12 +164,10 @@ class LiveValues:
         planned = self.current.plan.dependents.get(node, ())
         return [*planned, *(one for one in originals if one in self.instances)]
 
-    def _has_failed(self, node: Node) -> bool:
-        """Whether a node failed to start, other than because of what it depends on."""
+    def _may_start(self, node: Node, child: Node) -> bool:
+        """Whether a node may start when one that it takes does; not if it failed for another."""
         why = self.absent.get(node)
-        inherited = (self.absent.get(child) for child in node.dependencies)
-        is_failed = why is not None and not why.is_withdrawn
-        return is_failed and all(why is not other for other in inherited)
+        return why is None or why.is_withdrawn or why is self.absent.get(child)
 
     def _is_withdrawn(self, node: Node) -> bool:
         why = self.absent.get(node)
@@ -200,8 +199,12 @@ class LiveValues:
             pin.is_over = pin.threads > 0
             if pin.is_over:
                 pin.generation.pins.setdefault(pin, None)
-                return
-        self._stop_unused(self.holdings.release(pin))
+        for inner in pin.inner:
+            self.release(inner)
+        if pin.is_over:
+            pin.keep_to_its_route()
+        else:
+            self._stop_unused(self.holdings.release(pin))
 
     def look_again(self, pins: Iterable[Pin]) -> None:
         """Note that these may hold less than before."""
@@ -220,20 +223,32 @@ class LiveValues:
 
     @contextmanager
     def passing_on(self, outer: Pin, scope: Scope) -> Iterator[Pin]:
-        """Pin a request that another one passes on, with a copy of its scope."""
-        outer.has_passed_on = True
+        """Pin a request that another one passes on."""
+        pin = self._pinned_beside(outer, scope)
+        try:
+            yield pin
+        finally:
+            self.release(pin)
+
+    def following(self, outer: Pin, scope: Scope) -> Pin:
+        """The pin of a copy of a request's scope, which no router of ours has seen."""
+        outer.check_request()
+        for pin in outer.inner:
+            if pin.holder is scope:
+                return pin
+        pin = scope[SCOPE_KEY] = self._pinned_beside(outer, scope)
+        outer.inner += (pin,)
+        return pin
+
+    def _pinned_beside(self, outer: Pin, scope: Scope) -> Pin:
         pin = Pin()
         pin.holder, pin.run = scope, outer.run
         pin.generation = generation = self._lasting(outer.generation)
         generation.pins[pin] = None
         if generation is not self.current:
             self.holdings.hold(generation, pin)
-        self.look_again([outer])
-        self._await_matches()
-        try:
-            yield pin
-        finally:
-            self.release(pin)
+            self._await_matches()
+        return pin
 
     def give_everything(self, pin: Pin) -> None:
         """Let a request hold every value: it is given the container, maybe by hand.

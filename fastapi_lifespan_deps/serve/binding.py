@@ -6,7 +6,6 @@ import inspect
 import operator
 import threading
 from collections.abc import Callable, Generator, Mapping
-from types import GeneratorType
 from typing import Any
 
 from fastapi import params
@@ -197,6 +196,8 @@ def injecting(injection: Injection, connection_parameter: str, keep: bool) -> Ca
         pin = connection.scope.get(SCOPE_KEY)
         if pin is None:
             raise not_running(injection.parameters[0][1].provider, connection.scope)
+        if pin.holder is not connection.scope:
+            pin = pin.run.follow(pin, connection.scope)
         return pin.generation[injection](**values)
 
     def bound_in_thread(**values: Any) -> Any:
@@ -206,29 +207,23 @@ def injecting(injection: Injection, connection_parameter: str, keep: bool) -> Ca
             if injection.parameters:
                 raise not_running(injection.parameters[0][1].provider, connection.scope)
             return injection.call(**values)  # what it needs was overridden
+        if pin.holder is not connection.scope:
+            pin = pin.run.follow(pin, connection.scope)
+        if is_generator:
+            return held(pin, pin.generation[injection](**values))
         with pin.in_thread():
-            result = pin.generation[injection](**values)
-        return HeldGenerator(result, pin) if isinstance(result, GeneratorType) else result
+            return pin.generation[injection](**values)
 
+    is_generator = inspect.isgeneratorfunction(underlying(injection.call))
     chosen = bound_in_thread if runs_in_thread(injection.call) else bound
     chosen.__lifespan_injection__ = injection  # type: ignore[attr-defined]  # found again by collect.py
     return chosen
 
 
-class HeldGenerator(Generator[Any, Any, Any]):
-    """A generator of a request, each step of which is run in a worker thread."""
-
-    def __init__(self, generator: Generator[Any, Any, Any], pin: Any) -> None:
-        self._generator = generator
-        self._pin = pin
-
-    def send(self, value: Any) -> Any:
-        with self._pin.in_thread():
-            return self._generator.send(value)
-
-    def throw(self, *error: Any) -> Any:
-        with self._pin.in_thread():
-            return self._generator.throw(*error)
+def held(pin: Any, generator: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """A generator of a request, which is run in worker threads, to its end."""
+    with pin.in_thread():
+        yield from generator
 
 
 def _unused_name(signature: inspect.Signature) -> str:

@@ -85,7 +85,7 @@ class LifespanRouter(APIRouter):
         """
         inner, runs = self._inner, self.lifespan_runs
         outer: Pin | None = scope.get(SCOPE_KEY)
-        if outer is not None and outer.run.covers(self):
+        if outer is not None and self._is_pinned_by(outer):
             return await self._pass_on(outer, scope, receive, send)
         if not runs.have_values:
             return await inner(scope, receive, send)
@@ -125,18 +125,26 @@ class LifespanRouter(APIRouter):
                 live.release(pin)
             else:
                 del pins[pin]
-                if pin.threads:
+                if pin.threads or pin.inner:
                     live.release(pin)
+
+    def _is_pinned_by(self, pin: Pin) -> bool:
+        """Whether that is of a run that these routes belong to."""
+        if pin.run.covers(self):
+            return True
+        pin.keep_to_its_route()  # for this application writes its own into the scope
+        return False
 
     @serves_requests
     async def _pass_on(self, outer: Pin, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request that is pinned: it has come to a mounted application, or comes again."""
-        if outer.holder is scope:
+        if outer.holder is scope and outer.generation.reachable_by(outer) is None:
             return await self._inner(scope, receive, send)
-        # With a copy of its scope it may get to another route, and holds what that uses.
+        # It has been on a route already, or is a copy, and gets to another one: it holds both.
+        outer.keep_to_its_route()
+        for key in ("route", "endpoint"):
+            scope.pop(key, None)
         with outer.run.live.passing_on(outer, scope) as pin:
-            for key in ("route", "endpoint"):  # of the route that it has come from
-                scope.pop(key, None)
             scope[SCOPE_KEY] = pin
             try:
                 await self._inner(scope, receive, send)

@@ -5,6 +5,7 @@ from threading import get_ident
 from typing import Any
 
 import anyio
+import anyio.from_thread
 from starlette.types import Scope
 
 from fastapi_lifespan_deps._compat import overrides_provider_of
@@ -108,6 +109,15 @@ class Run:
             seconds = anyio.current_time() - began
             self.events.tell("down", seconds=seconds, error=failure, is_raised=True)
             del failure  # see `Supervisor.close`
+
+    def follow(self, pin: Pin, scope: Scope) -> Pin:
+        """The pin of a scope that is a copy of that of a pinned request, as middleware makes one.
+
+        So the values of the route are held that this copy has come to.
+        """
+        if get_ident() == self.thread:
+            return self.live.following(pin, scope)
+        return anyio.from_thread.run_sync(self.live.following, pin, scope)
 
     async def marked_value(self, pin: Pin, marker: Marker, scope: Scope) -> Any:
         """The value for a marker that FastAPI calls itself, where the route was not bound."""
