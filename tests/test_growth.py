@@ -225,6 +225,7 @@ async def test_open_requests_do_not_grow_with_the_number_of_refreshes(
         gate.open()
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio keeps deadlines that are over
 async def test_a_websocket_that_asks_for_the_container_again_and_again_does_not_grow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
