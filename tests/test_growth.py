@@ -83,7 +83,7 @@ async def test_nothing_of_an_application_stays_in_fastapis_cache() -> None:
     del app, mounted
     gc.collect()
     assert [reference() for reference in references] == [None, None]
-    assert before == CACHE
+    assert CACHE.keys() <= before.keys()  # others may have gone meanwhile, too
 
 
 @needs_cache

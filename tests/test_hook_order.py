@@ -161,6 +161,24 @@ def a_wrapped_lifespan(make: App, notes: Notes) -> FastAPI:
     return app
 
 
+def a_wrapped_lifespan_of_an_application_without_one(make: App, notes: Notes) -> FastAPI:
+    app = make()
+    notes.hooks(app.router, "app 1")
+    app.include_router(notes.router("router", "1"))
+    wrapped = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def wrapper(app: FastAPI) -> AsyncIterator[Any]:
+        notes.up.append("wrapper")
+        async with wrapped(app) as state:
+            yield state
+        notes.down.append("wrapper")
+
+    app.router.lifespan_context = wrapper
+    notes.hooks(app.router, "app 2")
+    return app
+
+
 # FastAPI runs a hook of an included router in each of its places, on the way up the application's
 # own first. What it does last, on the way down first, is where it belongs.
 AS_IN_FASTAPI = [
@@ -175,6 +193,7 @@ AS_IN_FASTAPI = [
     hooks_that_come_late,
     a_hook_that_the_lifespan_adds,
     a_wrapped_lifespan,
+    a_wrapped_lifespan_of_an_application_without_one,
 ]
 
 
@@ -235,7 +254,7 @@ async def test_a_hook_whose_router_has_no_place_any_more_runs_all_the_same() -> 
         return app
 
     ours = await run(build, fastapi_with_dependencies)
-    assert ours.up == ["app", "other", "router 1"]
+    assert ours.up == ["other", "app", "router 1"]
     assert ours.down == ["other", "app", "router 1"]
 
 

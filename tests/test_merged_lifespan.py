@@ -478,14 +478,10 @@ async def test_a_wrapped_lifespan_starts_once(kind: str | None, times: int) -> N
     async def read_state(request: Request) -> list[str]:
         return sorted(request.state._state)
 
-    up = [
-        "start pool",
-        "hook up",
-        *["outer up"][: times - 1],
-        "inner up",
-        *(["up with pool"] if kind else []),
-        "router up",
-    ]
+    wrappers = [*["outer up"][: times - 1], "inner up"]
+    # FastAPI has the hooks in the lifespan that is wrapped, or drops them beside a function
+    own = ["hook up", *wrappers, "up with pool"] if kind else [*wrappers, "hook up"]
+    up = ["start pool", *own, "router up"]
     for _ in range(2):
         with TestClient(app) as client:
             assert events == up

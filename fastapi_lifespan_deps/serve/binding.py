@@ -221,9 +221,24 @@ def injecting(injection: Injection, connection_parameter: str, keep: bool) -> Ca
 
 
 def held(pin: Any, generator: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    """A generator of a request, which is run in worker threads, to its end."""
-    with pin.in_thread():
-        yield from generator
+    """A generator of a request, each step of which is run in a worker thread."""
+    step: Callable[[Any], Any] = generator.send
+    argument: Any = None
+    while True:
+        with pin.in_thread():
+            try:
+                value = step(argument)
+            except StopIteration as stop:
+                return stop.value
+            if pin.is_over:  # nobody goes on with it, so its clean-up is this thread's
+                return generator.close()
+        try:
+            step, argument = generator.send, (yield value)
+        except GeneratorExit:
+            generator.close()
+            raise
+        except BaseException as error:
+            step, argument = generator.throw, error
 
 
 def _unused_name(signature: inspect.Signature) -> str:

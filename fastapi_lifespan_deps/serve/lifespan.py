@@ -37,15 +37,15 @@ class Host:
     parts: list[Any] = field(default_factory=list)
     """Of the merged lifespan: the user's lifespan functions, and FastAPI's default ones."""
 
-    nested: list[Any] = field(default_factory=list)
-    """The included routers whose hooks a default lifespan runs, or has run."""
+    hooked: list[Any] = field(default_factory=list)
+    """The routers whose hooks a default lifespan runs: it is a part, or inside of one."""
 
     def merge(self, parts: list[Any]) -> None:
         """Take these for the parts of the merged lifespan."""
         self.parts = parts
         routers = (hooked_router(part) for part in parts)
-        known = {id(one) for one in (None, self.router, *self.nested)}
-        self.nested += [one for one in routers if id(one) not in known]
+        known = {id(one) for one in (None, *self.hooked)}
+        self.hooked += [one for one in routers if id(one) not in known]
 
 
 class Lifespan:
@@ -97,6 +97,7 @@ class Lifecycle:
         self._run = run  # None for a lifespan that is entered where no run is under way
         self._known: dict[int, LifecycleFunction] = {}
         self._done: dict[str, list[Hook]] = {STARTUP: [], SHUTDOWN: []}
+        self._later: list[Any] = []  # the parts that come after the one that is being entered
 
     async def start(self, others: Iterable[Any] = ()) -> None:
         """Start what the application declares, and what these other parts of a lifespan do."""
@@ -112,15 +113,15 @@ class Lifecycle:
     @asynccontextmanager
     async def entered(self, app: Any) -> AsyncIterator[Mapping[str, Any] | None]:
         """Run all of it, on the way up and on the way down."""
-        inner = [hook for router in self._host.nested for hook in router.on_startup]
-        own = [hook for hook in self._registered(STARTUP) if hook not in inner]
-        await self._start_up(own)
+        shutdown = self._without_place
+        await self._start_up(self._without_place(STARTUP))
         async with (
-            _leaving(self._run, lambda: self._calls(SHUTDOWN, self._registered(SHUTDOWN))),
+            _leaving(self._run, lambda: self._calls(SHUTDOWN, shutdown(SHUTDOWN))),
             AsyncExitStack() as stack,
         ):
             state = await self.enter(self._host.parts, app, stack)
-            # of routers whose default lifespan is not a part any more
+            # those whose place was taken away, by a lifespan that was assigned
+            shutdown = self._registered
             await self._start_up(self._registered(STARTUP))
             yield state
 
@@ -129,18 +130,20 @@ class Lifecycle:
     ) -> Mapping[str, Any] | None:
         """Enter parts of a merged lifespan, and give the state that they yield."""
         state: Mapping[str, Any] | None = None
-        token = _entering.set(self)
+        token, outer = _entering.set(self), self._later
         try:
             for index, part in enumerate(parts):
-                router, later = hooked_router(part), parts[index + 1 :]
+                router, later = hooked_router(part), [*parts[index + 1 :], *outer]
+                self._later = later
                 if router is None:
                     found = await self._enter_function(part, app, stack)
                     if found is not None:
                         state = {**found, **(state or {})}
-                elif router is not self._host.router:
+                else:
                     await self._start_up(_hooks_of(router, STARTUP, later))
                     await stack.enter_async_context(self._leaving(router, later))
         finally:
+            self._later = outer
             _entering.reset(token)
         return state
 
@@ -162,8 +165,9 @@ class Lifecycle:
             return stack.enter_context(context)
         return await stack.enter_async_context(part(app, **values))
 
-    async def _start_up(self, hooks: Iterable[Hook]) -> None:
-        for call in self._calls(STARTUP, hooks):
+    async def _start_up(self, hooks: list[Hook]) -> None:
+        last = [hook for index, hook in enumerate(hooks) if hook not in hooks[index + 1 :]]
+        for call in self._calls(STARTUP, last):
             await call()
 
     def _calls(self, kind: str, hooks: Iterable[Hook]) -> Iterator[Callable[[], Awaitable[None]]]:
@@ -181,8 +185,13 @@ class Lifecycle:
         if inspect.iscoroutine(result):
             await result
 
+    def _without_place(self, kind: str) -> list[Hook]:
+        """The hooks that no default lifespan runs: FastAPI drops them."""
+        placed = [hook for router in self._host.hooked for hook in getattr(router, kind)]
+        return [hook for hook in getattr(self._host.router, kind) if hook not in placed]
+
     def _registered(self, kind: str) -> list[Hook]:
-        routers = self._host.router, *self._host.nested
+        routers = self._host.router, *self._host.hooked
         return [hook for router in routers for hook in getattr(router, kind)]
 
     def _function(self, function: Callable[..., Any], passed: int = 0) -> LifecycleFunction:
