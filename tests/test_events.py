@@ -1,5 +1,6 @@
 """What happens is told to a listener: each event once, in order, and whatever the listener does."""
 
+import functools
 import logging
 import threading
 import time
@@ -470,7 +471,17 @@ class AsyncListener:
 async def async_listener(event: LifespanEvent) -> None: ...
 
 
-@pytest.mark.parametrize("listener", [async_listener, AsyncListener(), "listener", 1])
+@pytest.mark.parametrize(
+    "listener",
+    [
+        async_listener,
+        AsyncListener(),
+        AsyncListener().__call__,
+        functools.partial(async_listener),
+        "listener",
+        1,
+    ],
+)
 @pytest.mark.parametrize("way", ["class", "function"])
 def test_a_listener_that_cannot_be_one_is_refused_where_it_is_given(
     listener: Any, way: str

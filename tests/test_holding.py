@@ -1,6 +1,7 @@
 """Clause 14: a value lives as long as a request may use it, whichever way it comes to it."""
 
 import asyncio
+import functools
 import gc
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -767,6 +768,89 @@ async def test_a_sync_endpoint_needs_no_values_where_its_dependency_is_overridde
     held.app.dependency_overrides[get_session] = lambda: "fake"
     async with client_of(held.app) as client:
         assert (await client.get("/thread")).json() == "fake"
+
+
+async def test_a_sync_endpoint_may_be_any_wrapper() -> None:
+    held = Held()
+
+    async def get_session(model: Annotated[Thing, held.uses_model]) -> str:
+        return str(model)
+
+    def read(session: Annotated[str, FastAPIDepends(get_session)], times: int = 1) -> str:
+        return session * times
+
+    @functools.wraps(functools.partial(read, times=2))
+    def wrapped(session: str, times: int) -> str:
+        return read(session, times)
+
+    held.app.get("/wrapped")(wrapped)
+    held.app.get("/partial")(functools.partial(read, times=2))
+    async with running(held.app) as client:
+        for path in ("/wrapped", "/partial"):
+            assert (await client.get(path)).json() == "model 1model 1"
+
+
+async def test_a_sync_generator_endpoint_that_is_not_read_to_its_end() -> None:
+    held = Held()
+
+    def get_session(model: Annotated[Thing, held.uses_model]) -> Iterator[Thing]:
+        yield model
+
+    @held.app.get("/model/name")
+    async def read(session: Annotated[Thing, FastAPIDepends(get_session)]) -> str:
+        return str(session)
+
+    async with running(held.app) as client:
+        assert (await client.get("/model/name")).json() == "model 1"
+        route = next(one for one in held.app.routes if getattr(one, "path", "") == "/model/name")
+        [dependency] = route.dependant.dependencies  # type: ignore[attr-defined]
+        generators: list[Any] = []
+
+        @held.app.get("/open")
+        async def leave_open(request: Request) -> None:
+            name = dependency.http_connection_param_name
+            generator = dependency.call(**{name: request})
+            generators.append(next(generator))
+            generator.close()
+
+        assert (await client.get("/open")).status_code == 200
+    assert generators == held.models
+
+
+async def test_a_value_that_is_about_to_be_stopped_is_given_to_nobody() -> None:
+    """Its last holder has gone; what stops it has not had its turn yet."""
+    held = Held()
+    both = anyio.Event()
+    waiting = 0
+
+    @held.app.get("/holds")
+    async def hold(model: Annotated[Thing, held.uses_model]) -> None:
+        nonlocal waiting
+        waiting += 1
+        await both.wait()
+
+    @held.app.get("/by-hand")
+    async def by_hand(request: Request) -> str:
+        nonlocal waiting
+        waiting += 1
+        await both.wait()
+        return await held.wait((await get_container(request))[held.get_model])
+
+    async with running(held.app) as client, anyio.create_task_group() as tasks:
+
+        async def send(path: str) -> None:
+            held.answers.append((await client.get(path)).text)
+
+        for number, path in enumerate(("/holds", "/by-hand")):
+            tasks.start_soon(send, path)
+            while waiting <= number:
+                await anyio.lowlevel.checkpoint()
+        await held.refresh()
+        both.set()  # both go on in the same turn
+        await held.gate.hold()
+        await settle()
+        held.gate.open()
+    assert held.answers[1] in ('"model 1, model 1"', '"model 2, model 2"')
 
 
 @pytest.mark.parametrize("depends", [False, True])

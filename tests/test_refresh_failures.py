@@ -469,3 +469,35 @@ async def test_what_has_failed_to_start_is_not_tried_again_by_a_refresh_of_somet
         with pytest.raises(Broken):
             await service.refresh(service.get_cache, policy=policy)
         assert tried == 2
+
+
+@POLICIES
+async def test_a_failed_override_does_not_keep_others_from_being_refreshed(
+    policy: Policy,
+) -> None:
+    """What needs both can't start; what else needs the value that is refreshed can."""
+    service = Service()
+
+    async def fake(db: Annotated[Thing, Depends(service.get_db, scope="lifespan")]) -> None:
+        raise Broken
+
+    async def get_report(
+        db: Annotated[Thing, Depends(service.get_db, scope="lifespan")],
+        cache: Annotated[Thing, Depends(service.get_cache, scope="lifespan")],
+    ) -> Thing:
+        return Thing("report", db)
+
+    @service.app.get("/report")
+    async def read(report: Annotated[Thing, Depends(get_report, scope="lifespan")]) -> str:
+        return str(report)
+
+    async with service.running():
+        service.app.dependency_overrides[service.get_cache] = fake
+        with pytest.raises(UninitializedLifespanDependency):
+            await service.ask("/report")
+        await service.refresh(policy=policy)
+        assert await service.ask("/session") == "session(db 2)"
+        with pytest.raises(UninitializedLifespanDependency):
+            await service.ask("/report")
+        service.app.dependency_overrides.clear()
+        assert await service.ask("/report") == "report(db 2)"
