@@ -133,8 +133,9 @@ def test_an_error_names_the_endpoint_of_its_own_application() -> None:
             return "no number"  # type: ignore[return-value]
 
         app.get("/")(plain)
-        with pytest.raises(ResponseValidationError, match="plain"):
+        with pytest.raises(ResponseValidationError) as raised:
             TestClient(app).get("/")
+        assert "gone" not in str(raised.value)
 
 
 # What an open request keeps

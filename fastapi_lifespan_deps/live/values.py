@@ -233,9 +233,6 @@ class LiveValues:
     def following(self, outer: Pin, scope: Scope) -> Pin:
         """The pin of a copy of a request's scope, which no router of ours has seen."""
         outer.check_request()
-        for pin in outer.inner:
-            if pin.holder is scope:
-                return pin
         pin = scope[SCOPE_KEY] = self._pinned_beside(outer, scope)
         outer.inner += (pin,)
         return pin
