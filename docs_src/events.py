@@ -1,22 +1,20 @@
-import logging
 from collections import Counter
 
 from fastapi_lifespan_deps import LifespanEvent, LifespanFastAPI
 
 from .first_steps import read_user
 
-logger = logging.getLogger(__name__)
-counted: Counter[tuple[str, str | None]] = Counter()
+start_seconds: dict[str, float] = {}
+failures: Counter[tuple[str, str | None]] = Counter()
 
 
 def listen(event: LifespanEvent) -> None:
-    counted[event.kind, event.name] += 1
-    if event.kind == "up":
-        logger.info("Up after %.1f seconds", event.seconds)
-    elif event.kind == "started" and event.seconds is not None and event.seconds > 1:
-        logger.warning("%s (%s) started slowly", event.name, event.where)
-    elif event.error is not None and not event.is_raised:
-        logger.error("%s: %s", event.name, event.kind, exc_info=event.error)
+    if event.kind == "started" and event.where and event.seconds is not None:
+        start_seconds[f"{event.name} {event.where}"] = event.seconds
+    elif event.kind == "up":
+        print("Slow to start:", sorted(start_seconds, key=start_seconds.__getitem__)[-3:])
+    elif event.error is not None:
+        failures[event.kind, event.where] += 1
 
 
 app = LifespanFastAPI(on_lifespan_event=listen)

@@ -55,8 +55,8 @@ class LifespanEvent:
             `"drain_slow"`, how long was waited. None for what begins.
         error: what went wrong, for the kinds that say so; also for `"overrides_applied"` and
             `"down"`, if something did.
-        is_raised: whether `error` is raised as well, to the server or to whoever asked: then a
-            listener that writes a log may leave it out.
+        is_raised: whether somebody is told of `error` otherwise: the server or whoever asked, by an
+            exception, or you, by a `"refresh_failed"` that follows. The log leaves it out.
     """
 
     kind: EventKind
@@ -99,7 +99,7 @@ class Events:
             time_ns=time.time_ns(),
             seconds=seconds,
             error=error,
-            is_raised=is_raised,
+            is_raised=is_raised and error is not None,
         )
         for listener in self._listeners:
             try:

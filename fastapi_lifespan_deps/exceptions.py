@@ -5,6 +5,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from traceback import format_exception
 from typing import Any, NamedTuple
 
@@ -201,7 +202,7 @@ def combined(
         for other in others:
             # its context is `failure`, most often
             lines = format_exception(other, chain=other.__cause__ is not None)
-            failure.add_note(f"{heading}\n{''.join(lines)}")
+            add_note(failure, f"{heading}\n{''.join(lines)}")
         return failure
     failures = [*([] if failure is None else [failure]), *others]
     return grouped(STOPPING, failures)
@@ -216,6 +217,15 @@ def grouped(message: str, errors: Sequence[BaseException]) -> BaseException | No
         else:
             found.append(error)
     return BaseExceptionGroup(message, found) if len(found) > 1 else found[0] if found else None
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note, if that can be done: the error is what matters."""
+    notes = getattr(error, "__notes__", [])
+    if isinstance(notes, list):
+        with suppress(Exception):
+            # not by `add_note`: it may be frozen
+            object.__setattr__(error, "__notes__", [*notes, note])
 
 
 def name_of(call: object) -> str:

@@ -542,23 +542,15 @@ def test_debug_log(caplog: pytest.LogCaptureFixture) -> None:
 # The how-to guides
 
 
-def test_events(caplog: pytest.LogCaptureFixture) -> None:
+def test_events(capsys: pytest.CaptureFixture[str]) -> None:
     example = load("events")
-    caplog.set_level(logging.INFO, example.__name__)
     with TestClient(example.app):
         pass
-    kinds = ["starting", "started", "stopping", "stopped"]
-    once = [*((kind, "get_pool") for kind in kinds), ("up", None), ("down", None)]
-    assert example.counted == dict.fromkeys(once, 1)
-    assert [record.getMessage()[:8] for record in caplog.records] == ["Up after"]
-    slow = LifespanEvent(kind="started", name="get_pool", where="a.py:1", seconds=2, time_ns=1)
-    failed = LifespanEvent(kind="died", name="get_pool", error=OSError("lost"), time_ns=1)
-    for event in (slow, failed):
-        example.listen(event)
-    assert [record.getMessage() for record in caplog.records[1:]] == [
-        "get_pool (a.py:1) started slowly",
-        "get_pool: died",
-    ]
+    [started] = example.start_seconds
+    assert started.startswith("get_pool docs_src/first_steps.py:")
+    assert capsys.readouterr().out == f"Slow to start: ['{started}']\n"
+    example.listen(LifespanEvent(kind="died", where="a.py:1", error=OSError("lost"), time_ns=1))
+    assert example.failures == {("died", "a.py:1"): 1}
 
 
 class ModelFile:

@@ -153,6 +153,23 @@ async def test_a_start_that_fails_is_told_and_raised() -> None:
     assert failed.error is error
     assert failed.is_raised
     assert failed.seconds is not None
+    assert (listener.events[-1].error, listener.events[-1].is_raised) == (error, True)
+
+
+async def test_what_the_applications_own_code_raises_is_told_at_the_end() -> None:
+    listener = Listener()
+    app = app_with(listener, get_pool)
+    error = OSError("hook")
+
+    def fail() -> None:
+        raise error
+
+    app.router.add_event_handler("shutdown", fail)
+    with pytest.raises(OSError, match="hook"):
+        async with running(app):
+            pass
+    assert listener.events[-1].kind == "down"
+    assert listener.events[-1].error is error
 
 
 async def test_a_stop_that_fails_is_told_and_raised_at_the_end() -> None:
@@ -187,6 +204,7 @@ async def test_starts_that_are_given_up_are_told_too(caplog: pytest.LogCaptureFi
     assert sorted(listener.told) == sorted(
         ["starting fails", "starting hangs", "start_failed fails", "start_failed hangs", "down"]
     )
+    assert all(event.error is not None and event.is_raised for event in listener.of("start_failed"))
     assert not caplog.records
 
 

@@ -1,11 +1,10 @@
 """Entering: call a provider of any kind, in the event loop or in a worker thread, and leave it."""
 
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
-    AsyncExitStack,
     asynccontextmanager,
     contextmanager,
     suppress,
@@ -27,29 +26,39 @@ from anyio import (
 from .tasks import finished
 
 
-@asynccontextmanager
-async def entered(
+def entered(
     call: Callable[[], Any], kind: Any, threads: CapacityLimiter
-) -> AsyncIterator[Any]:
-    """Call a provider of any kind; go on after its `yield` at the end.
+) -> AbstractAsyncContextManager[Any]:
+    """A context manager that calls a provider of any kind, and is left by its code after `yield`.
 
-    `kind` is the function that says how to call it (signature.underlying). No name here holds
-    the value, so that the code after `yield` can give its memory back.
+    `kind` is the function that says how to call it (signature.underlying). Nothing here holds the
+    value, so that the code after `yield` can give its memory back; and nothing is between the
+    provider and who enters it, for contextlib's own managers lose an exception that is frozen.
     """
     # One context for both ends, so that a context variable that was set can be reset.
     run = partial(_in_thread, threads, copy_context().run)
-    async with AsyncExitStack() as stack:
-        if isasyncgenfunction(kind):
-            yield await stack.enter_async_context(_context(call(), asynccontextmanager))
-        elif isgeneratorfunction(kind):
-            context = _context(await run(call), contextmanager)
-            yield await stack.enter_async_context(_InThread(context, run))
-        elif iscoroutinefunction(kind):
-            yield await call()
-        else:
-            value = await run(call)
-            # a lambda around an async function, say: a coroutine is of no use to many requests
-            yield await value if iscoroutine(value) else value
+    if isasyncgenfunction(kind):
+        context: AbstractAsyncContextManager[Any] = _context(call(), asynccontextmanager)
+        return context
+    return _InThread(call, run) if isgeneratorfunction(kind) else _Called(call, kind, run)
+
+
+class _Called(AbstractAsyncContextManager[Any]):
+    """A function that has nothing to do at the end."""
+
+    def __init__(self, call: Callable[[], Any], kind: Any, run: Callable[..., Any]) -> None:
+        self._call = call
+        self._kind = kind
+        self._run = run
+
+    async def __aenter__(self) -> Any:
+        if iscoroutinefunction(self._kind):
+            return await self._call()
+        value = await self._run(self._call)
+        # a lambda around an async function, say: a coroutine is of no use to many requests
+        return await value if iscoroutine(value) else value
+
+    async def __aexit__(self, *exc_info: object) -> None: ...
 
 
 def _context(result: Any, make: Callable[..., Any]) -> Any:
@@ -60,13 +69,14 @@ def _context(result: Any, make: Callable[..., Any]) -> Any:
 
 
 class _InThread(AbstractAsyncContextManager[Any]):
-    """A context manager that is entered and left in worker threads."""
+    """A generator function that is entered and left in worker threads."""
 
-    def __init__(self, context: AbstractContextManager[Any], run: Callable[..., Any]) -> None:
-        self._context = context
+    def __init__(self, call: Callable[[], Any], run: Callable[..., Any]) -> None:
+        self._call = call
         self._run = run
 
     async def __aenter__(self) -> Any:
+        self._context = _context(await self._run(self._call), contextmanager)
         return await self._run(self._context.__enter__)
 
     async def __aexit__(self, *exc_info: object) -> None:

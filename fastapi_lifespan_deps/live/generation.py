@@ -1,8 +1,7 @@
 """A generation: one consistent set of live values, and the pins of those who use it."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -69,9 +68,10 @@ class Pin:
         if not isinstance(self.holder, Injection) and self.generation.reachable_by(self):
             self.holder = dict(self.holder)
 
-    @contextmanager
-    def in_thread(self) -> Iterator[None]:
-        """Hold the values until a worker thread of the request has ended.
+    # Not context managers: a frozen exception does not get through those of contextlib.
+
+    def enter_thread(self) -> None:
+        """Hold the values until a worker thread of the request has ended: `leave_thread`.
 
         A cancellation by asyncio ends a request, but not the thread that works for it.
         """
@@ -79,13 +79,16 @@ class Pin:
             self.threads += 1
         try:
             self.check_request()
-            yield
-        finally:
-            with self.generation.lock:
-                self.threads -= 1
-                is_last = self.is_over and not self.threads
-            if is_last:
-                call_soon(self.run.loop, self.run.live.release, self)
+        except LifespanDependencyError:
+            self.leave_thread()
+            raise
+
+    def leave_thread(self) -> None:
+        with self.generation.lock:
+            self.threads -= 1
+            is_last = self.is_over and not self.threads
+        if is_last:
+            call_soon(self.run.loop, self.run.live.release, self)
 
     def __str__(self) -> str:
         holder = self.holder

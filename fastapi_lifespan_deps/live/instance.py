@@ -27,6 +27,7 @@ from fastapi_lifespan_deps.exceptions import (
     LifespanTimeout,
     Step,
     UninitializedLifespanDependency,
+    add_note,
     combined,
     location_of,
     name_of,
@@ -135,7 +136,7 @@ class Instance:
             self.error, self.given_up = error.failure, False
         except BaseException as error:
             step = "start" if not self.started else "serve" if self.died_of is self else "stop"
-            error.add_note(f"`{name_of(provider)}` ({location_of(provider)}) failed to {step}")
+            add_note(error, f"`{name_of(provider)}` ({location_of(provider)}) failed to {step}")
             self.error = error
         finally:
             self._note_timeout()
@@ -357,6 +358,8 @@ class Supervisor:
         provider, seconds, error = instance.node.provider, instance.seconds, instance.error
         if not instance.started:
             is_raised = instance in self._starting_with or instance.given_up
+            if not isinstance(error, Exception) and instance.given_up:
+                error = RuntimeError("nobody waits for the start any more: another one has failed")
             self.events.tell(
                 "start_failed", provider, seconds=seconds, error=error, is_raised=is_raised
             )

@@ -1,8 +1,7 @@
 """Live: the values of a run. Whatever changes them is one `change`; what is unused drains."""
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -210,34 +209,22 @@ class LiveValues:
         """Note that these may hold less than before."""
         self._stop_unused(self.holdings.look_again(pins))
 
-    @contextmanager
-    def holding(self, injection: Injection) -> Iterator[dict[str, Any]]:
-        """Give the values of an injection that keeps them, as a lifespan function does."""
+    def pin(self, injection: Injection) -> Pin:
+        """Pin what keeps its values, as a lifespan function does; `release` it in the end."""
         pin = Pin()
         pin.holder, pin.generation = injection, self.current
         pin.generation.pins[pin] = None
-        try:
-            yield pin.generation.values_of(injection)
-        finally:
-            self.release(pin)
-
-    @contextmanager
-    def passing_on(self, outer: Pin, scope: Scope) -> Iterator[Pin]:
-        """Pin a request that another one passes on."""
-        pin = self._pinned_beside(outer, scope)
-        try:
-            yield pin
-        finally:
-            self.release(pin)
+        return pin
 
     def following(self, outer: Pin, scope: Scope) -> Pin:
         """The pin of a copy of a request's scope, which no router of ours has seen."""
         outer.check_request()
-        pin = scope[SCOPE_KEY] = self._pinned_beside(outer, scope)
+        pin = scope[SCOPE_KEY] = self.pin_beside(outer, scope)
         outer.inner += (pin,)
         return pin
 
-    def _pinned_beside(self, outer: Pin, scope: Scope) -> Pin:
+    def pin_beside(self, outer: Pin, scope: Scope) -> Pin:
+        """Pin a request that another one passes on; `release` it in the end."""
         pin = Pin()
         pin.holder, pin.run = scope, outer.run
         pin.generation = generation = self._lasting(outer.generation)

@@ -211,8 +211,11 @@ def injecting(injection: Injection, connection_parameter: str, keep: bool) -> Ca
             pin = pin.run.follow(pin, connection.scope)
         if is_generator:
             return held(pin, pin.generation[injection](**values))
-        with pin.in_thread():
+        pin.enter_thread()
+        try:
             return pin.generation[injection](**values)
+        finally:
+            pin.leave_thread()
 
     is_generator = inspect.isgeneratorfunction(underlying(injection.call))
     chosen = bound_in_thread if runs_in_thread(injection.call) else bound
@@ -225,13 +228,15 @@ def held(pin: Any, generator: Generator[Any, Any, Any]) -> Generator[Any, Any, A
     step: Callable[[Any], Any] = generator.send
     argument: Any = None
     while True:
-        with pin.in_thread():
-            try:
-                value = step(argument)
-            except StopIteration as stop:
-                return stop.value
+        pin.enter_thread()
+        try:
+            value = step(argument)
             if pin.is_over:  # nobody goes on with it, so its clean-up is this thread's
                 return generator.close()
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            pin.leave_thread()
         try:
             step, argument = generator.send, (yield value)
         except GeneratorExit:

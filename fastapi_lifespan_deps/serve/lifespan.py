@@ -70,18 +70,56 @@ class Lifespan:
 
         run = Run(host.router, host.listeners, concurrent=host.start == "concurrent")
         lifecycle = Lifecycle(host, run)
-        async with _leaving(run, lambda: [partial(host.runs.close, run)]):
-            await lifecycle.start()
-            host.runs.open(run)
-            async with lifecycle.entered(app) as state:
-                if lifecycle.is_running_code:
-                    await lifecycle.start()  # what the user's code has added
-                    host.runs.open(run)
-                run.serve()
-                try:
-                    yield state if run.is_empty else {**(state or {}), SCOPE_KEY: run}
-                finally:
-                    run.live.phase = "stopping"
+        failure: BaseException | None = None
+        try:
+            async with Leaving(run, lambda: [partial(host.runs.close, run)]):
+                await lifecycle.start()
+                host.runs.open(run)
+                async with lifecycle.entered(app) as state:
+                    host.runs.open(run)  # which may have values now
+                    run.serve()
+                    try:
+                        yield state if run.is_empty else {**(state or {}), SCOPE_KEY: run}
+                    finally:
+                        run.begin_to_stop()
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            run.end(failure)
+            del failure  # see `Supervisor.close`
+
+
+class Leaving:
+    """Takes every step on the way out, whatever happened inside and in the other steps.
+
+    Not by contextlib: an exception that is frozen does not get through its managers.
+    """
+
+    def __init__(
+        self, run: Run | None, steps: Callable[[], Iterable[Callable[[], Awaitable[None]]]]
+    ) -> None:
+        self._run = run
+        self._steps = steps
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(
+        self, kind: object, failure: BaseException | None, traceback: object
+    ) -> None:
+        errors = []
+        for step in self._steps():
+            try:
+                await step()
+            except BaseException as error:
+                errors.append(error)
+        is_serving = self._run is not None and self._run.live.phase != "starting"
+        found = combined(failure, errors, is_serving=is_serving)
+        if found is not None and found is not failure:
+            try:
+                raise found
+            finally:
+                del found, failure, errors  # see `Supervisor.close`
 
 
 class Lifecycle:
@@ -106,7 +144,7 @@ class Lifecycle:
             await self._run.start(self._sources(), functions)
 
     @property
-    def is_running_code(self) -> bool:
+    def _has_code(self) -> bool:
         """Whether there is something that may have altered the application."""
         return bool(_functions(self._host.parts) or self._registered(STARTUP))
 
@@ -116,13 +154,15 @@ class Lifecycle:
         shutdown = self._without_place
         await self._start_up(self._without_place(STARTUP))
         async with (
-            _leaving(self._run, lambda: self._calls(SHUTDOWN, shutdown(SHUTDOWN))),
+            self._leaving(lambda: shutdown(SHUTDOWN)),
             AsyncExitStack() as stack,
         ):
             state = await self.enter(self._host.parts, app, stack)
             # those whose place was taken away, by a lifespan that was assigned
             shutdown = self._registered
             await self._start_up(self._registered(STARTUP))
+            if self._has_code:
+                await self.start()  # what it has added
             yield state
 
     async def enter(
@@ -141,24 +181,25 @@ class Lifecycle:
                         state = {**found, **(state or {})}
                 else:
                     await self._start_up(_hooks_of(router, STARTUP, later))
-                    await stack.enter_async_context(self._leaving(router, later))
+                    hooks = partial(_hooks_of, router, SHUTDOWN, later)
+                    await stack.enter_async_context(self._leaving(hooks))
         finally:
             self._later = outer
             _entering.reset(token)
         return state
 
-    @asynccontextmanager
-    async def _leaving(self, router: Any, later: list[Any]) -> AsyncIterator[None]:
-        hooks = partial(_hooks_of, router, SHUTDOWN, later)
-        async with _leaving(self._run, lambda: self._calls(SHUTDOWN, hooks())):
-            yield
+    def _leaving(self, hooks: Callable[[], list[Hook]]) -> Leaving:
+        return Leaving(self._run, lambda: self._calls(SHUTDOWN, hooks()))
 
     async def _enter_function(self, part: Any, app: Any, stack: AsyncExitStack) -> Any:
         """Enter a lifespan function, given the application and the values that it declares."""
         function = self._function(part, passed=1)
         if self._run is None or not function.injection.parameters:
             return await stack.enter_async_context(part(app))
-        values = stack.enter_context(self._run.live.holding(function.injection))
+        live = self._run.live
+        pin = live.pin(function.injection)
+        stack.callback(live.release, pin)
+        values = pin.generation.values_of(function.injection)
         generator = inspect.unwrap(part)
         if inspect.isgeneratorfunction(generator):  # FastAPI's wrapper takes the application alone
             context = contextlib.contextmanager(generator)(app, **values)
@@ -229,28 +270,3 @@ def _hooks_of(router: Any, kind: str, later: list[Any]) -> list[Hook]:
     others = [hooked_router(part) for part in later]
     found = [hook for other in others if other is not None for hook in getattr(other, kind)]
     return [hook for hook in getattr(router, kind) if hook not in found]
-
-
-@asynccontextmanager
-async def _leaving(
-    run: Run | None, steps: Callable[[], Iterable[Callable[[], Awaitable[None]]]]
-) -> AsyncIterator[None]:
-    """Take every step on the way out, whatever happened inside and in the other steps."""
-    failure: BaseException | None = None
-    try:
-        yield
-    except BaseException as error:
-        failure = error
-    errors = []
-    for step in steps():
-        try:
-            await step()
-        except BaseException as error:
-            errors.append(error)
-    is_serving = run is not None and run.live.phase != "starting"
-    failure = combined(failure, errors, is_serving=is_serving)
-    if failure is not None:
-        try:
-            raise failure
-        finally:
-            del failure, errors  # see `Supervisor.close`

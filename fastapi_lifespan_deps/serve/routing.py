@@ -15,6 +15,7 @@ from fastapi_lifespan_deps.events import Listener, check_listener
 from fastapi_lifespan_deps.exceptions import LifespanNotRunning, UnavailableLifespanDependency
 from fastapi_lifespan_deps.live.asking import serves_requests
 from fastapi_lifespan_deps.live.generation import Pin
+from fastapi_lifespan_deps.live.values import LiveValues
 
 from .container import LifespanContainer
 from .lifespan import Host, Lifespan, LifespanStart
@@ -144,12 +145,13 @@ class LifespanRouter(APIRouter):
         outer.keep_to_its_route()
         for key in ("route", "endpoint"):
             scope.pop(key, None)
-        with outer.run.live.passing_on(outer, scope) as pin:
-            scope[SCOPE_KEY] = pin
-            try:
-                await self._inner(scope, receive, send)
-            finally:
-                scope[SCOPE_KEY] = outer
+        live: LiveValues = outer.run.live
+        scope[SCOPE_KEY] = pin = live.pin_beside(outer, scope)
+        try:
+            await self._inner(scope, receive, send)
+        finally:
+            scope[SCOPE_KEY] = outer
+            live.release(pin)
 
     async def lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette refuses to start if there is a state and the server has no room for it. Our

@@ -44,7 +44,7 @@ class Run:
         self.thread = get_ident()
         # whether the event loop is running; if that is in our thread, we are in it (trio: always)
         self.is_running: Callable[[], bool] = getattr(self.loop, "is_running", lambda: True)
-        self._began = anyio.current_time()
+        self._since = anyio.current_time()  # when it began to start, or to stop
 
     @property
     def current(self) -> Generation:
@@ -95,20 +95,17 @@ class Run:
     def serve(self) -> None:
         """Note that the application serves from now on: values may be refreshed."""
         self.live.phase = "serving"
-        self.events.tell("up", seconds=anyio.current_time() - self._began)
+        self.events.tell("up", seconds=anyio.current_time() - self._since)
 
-    async def close(self) -> None:
-        """Stop everything, in reverse; then raise what went wrong on the way."""
-        began, failure = anyio.current_time(), None
-        try:
-            await self.live.close()
-        except BaseException as error:
-            failure = error
-            raise
-        finally:
-            seconds = anyio.current_time() - began
-            self.events.tell("down", seconds=seconds, error=failure, is_raised=True)
-            del failure  # see `Supervisor.close`
+    def begin_to_stop(self) -> None:
+        """Note that the application serves no more."""
+        self.live.phase = "stopping"
+        self._since = anyio.current_time()
+
+    def end(self, failure: BaseException | None) -> None:
+        """Note that everything has stopped; `failure` is raised to whoever runs the application."""
+        seconds = anyio.current_time() - self._since
+        self.events.tell("down", seconds=seconds, error=failure, is_raised=True)
 
     def follow(self, pin: Pin, scope: Scope) -> Pin:
         """The pin of a scope that is a copy of that of a pinned request, as middleware makes one.
@@ -164,7 +161,7 @@ class Runs:
             self.only = None
         self._closing.append(run)
         try:
-            await run.close()
+            await run.live.close()
         finally:
             self._closing.remove(run)
 
