@@ -17,6 +17,9 @@ from starlette.types import ASGIApp
 
 NOTHING = Dependant()
 
+# How many layers are taken for middleware around a mounted application.
+MOST_MIDDLEWARE = 100
+
 
 def effective_routes(router: Any) -> Iterator[Any]:
     """The routes of a router, those of included routers as they are in effect under it.
@@ -50,9 +53,11 @@ def is_frontend(route: Any) -> bool:
 
 def application(app: Any) -> Any:
     """The application or router inside a mounted ASGI application, behind its middleware."""
-    while app is not None and not isinstance(app, Starlette | Router):
+    for _ in range(MOST_MIDDLEWARE):
+        if app is None or isinstance(app, Starlette | Router):
+            return app
         app = getattr(app, "app", None)
-    return app
+    return None  # a mock, say, which has every attribute
 
 
 def matched_dependant(scope: Any) -> Dependant | None:

@@ -229,28 +229,32 @@ def add_note(error: BaseException, note: str) -> None:
 
 
 def name_of(call: object) -> str:
-    """The qualified name of a callable, as a person would write it."""
-    if isinstance(call, functools.partial):
-        return f"partial({name_of(call.func)})"
-    if isinstance(call, str | int | None):
-        return repr(call)
+    """The qualified name of a callable, as a person would write it; it may be any object."""
+    try:
+        if isinstance(call, functools.partial):
+            return f"partial({name_of(call.func)})"
+        if isinstance(call, str | int | None):
+            return repr(call)
+        name = getattr(call, "__qualname__", None)
+    except Exception:  # it answers what it likes
+        name = None
     # no `repr`: it may hold a password, or fill a screen
-    return getattr(call, "__qualname__", None) or f"{type(call).__qualname__}(...)"
+    return name if isinstance(name, str) and name else f"{type(call).__qualname__}(...)"
 
 
 def location_of(call: object) -> str:
-    """`file:line` of a callable, as far as it can be known."""
-    while isinstance(call, functools.partial):
-        call = call.func
-    found = inspect.unwrap(call) if callable(call) else call
-    if not (inspect.isroutine(found) or inspect.isclass(found)):
-        found = type(found)
-    code = getattr(found, "__code__", None)
-    if code is not None:
-        return f"{_relative(code.co_filename)}:{code.co_firstlineno}"
+    """`file:line` of a callable, as far as it can be known; it may be any object."""
     try:
+        while isinstance(call, functools.partial):
+            call = call.func
+        found = inspect.unwrap(call) if callable(call) else call
+        if not (inspect.isroutine(found) or inspect.isclass(found)):
+            found = type(found)
+        code = getattr(found, "__code__", None)
+        if code is not None:
+            return f"{_relative(code.co_filename)}:{code.co_firstlineno}"
         return f"{_relative(inspect.getfile(found))}"
-    except (TypeError, OSError):  # written in C, or at a prompt
+    except Exception:  # written in C, at a prompt, or it answers what it likes
         return "built in"
 
 

@@ -428,7 +428,7 @@ def check_callable(dependency: object, asked: str | None = None) -> None:
         )
     try:
         hash(dependency)
-    except TypeError:
+    except Exception:
         raise InvalidLifespanDependency(
             dependency,
             "needs a hashable callable, to tell it from others",

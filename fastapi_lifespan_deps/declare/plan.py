@@ -56,7 +56,7 @@ class Node:
 
 
 # What a key resolves to: a node, or why there is none.
-Found = Node | LifespanDependencyError
+Found = Node | Exception
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ class Planner:
             if declaration.key is None:
                 continue
             target = declaration.overrides_provider, declaration.key
-            if isinstance(plan.resolved.get(target), LifespanDependencyError):
+            if isinstance(plan.resolved.get(target), Exception):
                 continue
             try:
                 plan.note_durations(declaration.key, declaration.path)
@@ -157,7 +157,7 @@ class Planner:
                 continue
             try:
                 self._resolve(plan, *target, declaration.path)
-            except LifespanDependencyError as error:
+            except Exception as error:  # whatever an override raises when it is looked at
                 plan.resolve(*target, error)
                 plan.errors.append(error)
         return plan

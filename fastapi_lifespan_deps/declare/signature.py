@@ -77,9 +77,15 @@ def typed_signature(call: Callable[..., Any]) -> inspect.Signature:
     )
 
 
+# How many layers are taken for wrappers around a callable.
+MOST_WRAPPERS = 1000
+
+
 def underlying(call: Any) -> Any:
     """The function that says how `call` is called: awaited, iterated, or in a thread."""
-    while not inspect.isclass(call):
+    for _ in range(MOST_WRAPPERS):  # an object may say that it wraps itself
+        if inspect.isclass(call):
+            break
         if isinstance(call, functools.partial):
             call = call.func
         elif is_missing(call):  # pragma: no cover - Python 3.14

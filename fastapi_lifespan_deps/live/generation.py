@@ -207,7 +207,10 @@ class Generation(dict[Injection, Callable[..., Any]]):
         if reachable is None:
             overrides_provider = overrides_provider_of(holder)
             overrides = self.plan.overrides.get(overrides_provider, {})
-            found = list(declared(dependant, overrides_provider, overrides))
+            try:
+                found = list(declared(dependant, overrides_provider, overrides))
+            except Exception:  # an override that cannot be read; FastAPI tells the request so
+                return self.everything
             instances = self._resolved(
                 (one.overrides_provider, one.key) for one in found if one.key
             )

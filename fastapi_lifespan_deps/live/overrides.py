@@ -36,15 +36,14 @@ class OverridesInForce:
     def have_changed(self) -> bool:
         """Whether overrides are not what the current generation was made for."""
         in_force = self._in_force.items()
-        return any(
-            overrides_provider.dependency_overrides != applied
-            for overrides_provider, applied in in_force
-        )
+        return not all(_are_same(one.dependency_overrides, applied) for one, applied in in_force)
 
     def enforce(self, overrides: Mapping[OverridesProvider, Overrides | None]) -> None:
         """Note the overrides that the current generation is made for."""
         self._in_force = overrides
-        self.must_compare = len(overrides) > 1 or any(one != {} for one in overrides.values())
+        self.must_compare = len(overrides) > 1 or any(
+            one is None or one for one in overrides.values()
+        )
 
     async def apply(self) -> None:
         """Make the overrides that are set now effective. Failures are left to the requests."""
@@ -54,10 +53,10 @@ class OverridesInForce:
             return  # a provider that is starting sends the request: it would wait for itself
         while self.have_changed() and not live.supervisor.is_closing:
             wanted = self._set_now()
-            if self._applying not in (None, wanted):
+            if self._applying is not None and not _are_all_same(self._applying, wanted):
                 for instance in live.pending.values():
                     instance.give_up_start()  # nobody wants it any more
-            if wanted == live.current.plan.overrides:
+            if _are_all_same(wanted, live.current.plan.overrides):
                 return
             if self._task is None:
                 self._task = live.supervisor.tasks.detach(self._apply, "dependency overrides")
@@ -128,3 +127,18 @@ class OverridesInForce:
             overrides_provider: dict(overrides_provider.dependency_overrides)
             for overrides_provider in found
         }
+
+
+def _are_same(some: Overrides, others: Overrides | None) -> bool:
+    """Whether these are the same overrides. Objects that override may not know how to compare."""
+    if others is None or len(some) != len(others):
+        return False
+    return all(key in others and others[key] is some[key] for key in some)
+
+
+def _are_all_same(
+    some: Mapping[OverridesProvider, Overrides], others: Mapping[OverridesProvider, Overrides]
+) -> bool:
+    return some.keys() == others.keys() and all(
+        _are_same(overrides, others[one]) for one, overrides in some.items()
+    )
