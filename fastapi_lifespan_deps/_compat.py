@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from fastapi import routing
+from fastapi import params, routing
 from fastapi.dependencies.models import Dependant
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Host, Mount, Route, Router, WebSocketRoute
@@ -42,6 +42,22 @@ def effective_routes(router: Any) -> Iterator[Any]:
     low_priority = getattr(router, "_iter_low_priority_routes", None)
     if low_priority is not None:
         yield from low_priority()
+
+
+def listed_dependencies(router: Any) -> Iterator[params.Depends]:
+    """What a router lists in `dependencies=[...]`, and where it includes others; and what they do.
+
+    Up to 0.136.3 including copies the routes, and with them the lists: without routes nothing is
+    left, but for what our own router notes (`included_dependencies`).
+    """
+    yield from getattr(router, "dependencies", ())
+    yield from getattr(router, "included_dependencies", ())
+    # _IncludedRouter.include_context, .original_router: 0.137.2 and later
+    included = getattr(routing, "_IncludedRouter", ())
+    for route in router.routes:
+        if isinstance(route, included):  # pragma: no branch - FastAPI 0.136.3 and before
+            yield from route.include_context.dependencies
+            yield from listed_dependencies(route.original_router)
 
 
 def is_frontend(route: Any) -> bool:

@@ -1,5 +1,6 @@
 """Collect: from an application to its declarations, each with the place where it stands."""
 
+import inspect
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -9,7 +10,12 @@ from fastapi import params
 from fastapi.dependencies.models import Dependant
 from starlette.routing import Host, Mount
 
-from fastapi_lifespan_deps._compat import application, effective_routes, is_frontend
+from fastapi_lifespan_deps._compat import (
+    application,
+    effective_routes,
+    is_frontend,
+    listed_dependencies,
+)
 from fastapi_lifespan_deps.exceptions import Step
 
 from .params import (
@@ -86,6 +92,33 @@ class Route(NamedTuple):
         return declared(self.dependant, self.overrides_provider, overrides, path, self)
 
 
+class ListedDependency(NamedTuple):
+    """An entry of a `dependencies=[...]` list that no route takes, for there is none.
+
+    Applications that only mount others declare so what is to run with them.
+    """
+
+    prefix: str  # of the application or router whose list it is
+    overrides_provider: OverridesProvider
+    depends: params.Depends
+    position: int
+
+    @property
+    def target(self) -> params.Depends:
+        return self.depends
+
+    def declarations(self, overrides: Overrides) -> Iterator[Declaration]:
+        marker = lifespan_marker(self.depends, inspect.Parameter.empty)
+        if marker is not None:
+            owner = f"dependencies of {self.prefix or 'the application'}"
+            label = f"dependencies[{self.position}]"
+            path = Step(owner), Step(label, marker.provider, LIFESPAN_NOTE)
+            yield Declaration(self.overrides_provider, marker.key(owner, self.position), path)
+
+
+Source = Route | ListedDependency
+
+
 class LifecycleFunction:
     """A startup hook, a shutdown hook or a lifespan function, which may take values too.
 
@@ -132,14 +165,14 @@ class Sources:
     """All that declares something: routes, hooks, lifespan functions."""
 
     def __init__(self) -> None:
-        self._sources: list[Route | LifecycleFunction] = []
+        self._sources: list[Source | LifecycleFunction] = []
         self._others: list[LifecycleFunction] = []
 
-    def __iter__(self) -> Iterator[Route | LifecycleFunction]:
+    def __iter__(self) -> Iterator[Source | LifecycleFunction]:
         return iter(self._sources)
 
     def update(
-        self, sources: Iterable[Route | LifecycleFunction], others: Iterable[LifecycleFunction]
+        self, sources: Iterable[Source | LifecycleFunction], others: Iterable[LifecycleFunction]
     ) -> bool:
         """Take these for what there was, and keep the others. Return whether anything is new."""
         known = {id(source.target) for source in self._sources}
@@ -158,9 +191,21 @@ class Sources:
                 failures.append(error)
 
 
-def collect_routes(app: Any) -> Iterator[Route]:
-    """All routes that an application can reach, in the order in which it tries them."""
-    return _walk(app, app, "", set(), {})
+def collect_routes(app: Any) -> Iterator[Route | ListedDependency]:
+    """All routes that an application can reach, in the order in which it tries them.
+
+    After them what its `dependencies=[...]`, and those of its routers, list for no route.
+    """
+    walk = _Walk()
+    taken: set[int] = set()
+    for route in walk.routes(app, app, ""):
+        taken.update(map(id, route.listed_dependencies))
+        yield route
+    for prefix, overrides_provider, router in walk.routers:
+        for index, depends in enumerate(listed_dependencies(router)):
+            if id(depends) not in taken and has_lifespan_scope(depends):
+                taken.add(id(depends))
+                yield ListedDependency(prefix, overrides_provider, depends, index)
 
 
 def declared(
@@ -252,35 +297,42 @@ def _declared_by(
             yield from _declared_by(dependency, overrides_provider, overrides, (*path, step))
 
 
-def _walk(
-    router: Any,
-    overrides_provider: OverridesProvider,
-    prefix: str,
-    seen: set[int],
-    labels: dict[str, int],
-) -> Iterator[Route]:
-    router = getattr(router, "router", router)
-    if id(router) in seen:
-        return
-    seen.add(id(router))
-    for route in effective_routes(router):
-        path = prefix + getattr(route, "path", "")
-        dependant = getattr(route, "dependant", None)
-        if dependant is not None:
-            frontend = is_frontend(route)
-            if frontend:
-                label = f"{prefix}{getattr(route, 'frontend_prefix', '')} frontend".lstrip()
-            else:
-                label = " ".join([*sorted(getattr(route, "methods", ["WEBSOCKET"])), path])
-            number = labels.get(label, 0)
-            labels[label] = number + 1
-            # as FastAPI does it: a route may have come from another application
-            provider = getattr(route, "dependency_overrides_provider", overrides_provider)
-            yield Route(label, provider, dependant, tuple(route.dependencies), number, not frontend)
-        elif isinstance(route, Mount | Host):
-            mounted = application(route.app)
-            if mounted is not None:
-                yield from _walk(mounted, _overrides_provider(mounted), path, seen, labels)
+class _Walk:
+    """A walk through an application and what is mounted in it, each router once."""
+
+    def __init__(self) -> None:
+        self.routers: list[tuple[str, OverridesProvider, Any]] = []
+        self._labels: dict[str, int] = {}
+
+    def routes(
+        self, router: Any, overrides_provider: OverridesProvider, prefix: str
+    ) -> Iterator[Route]:
+        router = getattr(router, "router", router)
+        if any(known is router for _, _, known in self.routers):
+            return
+        self.routers.append((prefix, overrides_provider, router))
+        for route in effective_routes(router):
+            path = prefix + getattr(route, "path", "")
+            dependant = getattr(route, "dependant", None)
+            if dependant is not None:
+                # as FastAPI does it: a route may have come from another application
+                provider = getattr(route, "dependency_overrides_provider", overrides_provider)
+                yield self._route(route, provider, prefix, path)
+            elif isinstance(route, Mount | Host):
+                mounted = application(route.app)
+                if mounted is not None:
+                    yield from self.routes(mounted, _overrides_provider(mounted), path)
+
+    def _route(self, route: Any, provider: OverridesProvider, prefix: str, path: str) -> Route:
+        frontend = is_frontend(route)
+        if frontend:
+            label = f"{prefix}{getattr(route, 'frontend_prefix', '')} frontend".lstrip()
+        else:
+            label = " ".join([*sorted(getattr(route, "methods", ["WEBSOCKET"])), path])
+        number = self._labels.get(label, 0)
+        self._labels[label] = number + 1
+        listed = tuple(route.dependencies)
+        return Route(label, provider, route.dependant, listed, number, not frontend)
 
 
 def _overrides_provider(mounted: Any) -> OverridesProvider:

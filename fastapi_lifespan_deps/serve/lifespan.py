@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 
 from fastapi_lifespan_deps._compat import hooked_router
-from fastapi_lifespan_deps.declare.collect import LifecycleFunction, Route, collect_routes
+from fastapi_lifespan_deps.declare.collect import LifecycleFunction, Source, collect_routes
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY
 from fastapi_lifespan_deps.events import Listener
 from fastapi_lifespan_deps.exceptions import combined
@@ -244,7 +244,7 @@ class Lifecycle:
             )
         return known
 
-    def _sources(self) -> Iterator[Route | LifecycleFunction]:
+    def _sources(self) -> Iterator[Source | LifecycleFunction]:
         yield from collect_routes(self._host.router.dependency_overrides_provider)
         for kind in (STARTUP, SHUTDOWN):
             hooks: list[Hook] = []

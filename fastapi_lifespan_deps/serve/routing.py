@@ -2,11 +2,11 @@
 
 import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from threading import get_ident
 from typing import Any, get_args
 
-from fastapi import APIRouter
+from fastapi import APIRouter, params
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_lifespan_deps._compat import called_by, lifespan_parts
@@ -35,6 +35,9 @@ class LifespanRouter(APIRouter):
     lifespan_runs: Runs
     """The runs that are alive, several when one application is started several times at once."""
 
+    included_dependencies: list[params.Depends]
+    """What was listed where others were included."""
+
     _host: Host
 
     _inner: ASGIApp
@@ -56,6 +59,7 @@ class LifespanRouter(APIRouter):
             router.__class__ = cls if kind is APIRouter else type(kind.__name__, (cls, kind), {})
             assert isinstance(router, cls)
             router.lifespan_runs = Runs()
+            router.included_dependencies = []
             router._host = Host(router, router.lifespan_runs)
             router._inner = called_by(kind.__call__, router)
             router.lifespan_context = context
@@ -152,6 +156,17 @@ class LifespanRouter(APIRouter):
         finally:
             scope[SCOPE_KEY] = outer
             live.release(pin)
+
+    def include_router(
+        self,
+        router: APIRouter,
+        *,
+        dependencies: Sequence[params.Depends] | None = None,
+        **options: Any,
+    ) -> None:
+        """FastAPI's; up to 0.136.3, what is included without routes would be forgotten."""
+        super().include_router(router, dependencies=dependencies, **options)
+        self.included_dependencies += [*(dependencies or ()), *router.dependencies]
 
     async def lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette refuses to start if there is a state and the server has no room for it. Our

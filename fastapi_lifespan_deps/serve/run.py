@@ -10,7 +10,7 @@ from starlette.types import Scope
 
 from fastapi_lifespan_deps._compat import overrides_provider_of
 from fastapi_lifespan_deps.absence import unknown_place
-from fastapi_lifespan_deps.declare.collect import LifecycleFunction, Route, Sources
+from fastapi_lifespan_deps.declare.collect import LifecycleFunction, Route, Source, Sources
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY, Key, Marker
 from fastapi_lifespan_deps.events import Events, Listener
 from fastapi_lifespan_deps.live.generation import Generation, Pin
@@ -66,7 +66,7 @@ class Run:
 
     async def start(
         self,
-        sources: Iterable[Route | LifecycleFunction],
+        sources: Iterable[Source | LifecycleFunction],
         others: Iterable[LifecycleFunction] = (),
     ) -> None:
         """Start what these declare and does not run yet; `others` are remembered.
