@@ -51,7 +51,7 @@ class Asker:
     def let_go(self) -> None:
         """Let the requests find the new values from now on, by their containers."""
         for pin, _ in self.pinned:
-            pin.has_asked = True
+            pin.extend().has_asked = True
         # another refresh may be waiting for what they held
         self._live.look_again(dict.fromkeys(pin for pin, _ in self.pinned))
 

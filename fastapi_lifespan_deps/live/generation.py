@@ -32,17 +32,43 @@ class Pin:
     A request finds its pin in its ASGI scope.
     """
 
-    # No `__init__`: every request makes one, and a call of it can be measured. What most of them
-    # leave as it is stands in the class.
+    # No `__init__`: every request makes one, and a call of it can be measured.
+    __slots__ = ("generation", "holder", "more", "run")
+
     holder: "Scope | Injection"  # a scope tells what route the request is on
     generation: "Generation"
-    run: Any = None  # it is further down the data flow: who finds a pin finds it so
-    others: "tuple[Generation, ...]" = ()  # later ones, whose values it has been given too
-    everything_of: "Generation | None" = None  # which it has been given by the container
-    has_asked: bool = False  # for a refresh: then the container gives it the new values
-    inner: "tuple[Pin, ...]" = ()  # of copies of its scope, which end with it
-    threads: int = 0  # that work for it; one may go on after it has ended
-    is_over: bool = False  # but for its threads
+    run: Any  # it is further down the data flow: who finds a pin finds it so
+    more: "More | None"  # most requests need no more
+
+    @classmethod
+    def of(cls, holder: "Scope | Injection", generation: "Generation", run: Any = None) -> "Pin":
+        """A new pin, for who has the time to ask for one."""
+        pin = cls()
+        pin.holder, pin.generation, pin.run, pin.more = holder, generation, run, None
+        generation.pins[pin] = None
+        return pin
+
+    def extend(self) -> "More":
+        """What else there is to know of it, from now on."""
+        with self.generation.lock:
+            if self.more is None:
+                self.more = More()
+            return self.more
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether it has asked for a refresh: then the container gives it the new values."""
+        return self.more is not None and self.more.has_asked
+
+    @property
+    def everything_of(self) -> "Generation | None":
+        """The generation that the container has given it, and with it every value."""
+        return None if self.more is None else self.more.everything_of
+
+    @property
+    def inner(self) -> "tuple[Pin, ...]":
+        """The pins of copies of its scope, which end with it."""
+        return () if self.more is None else self.more.inner
 
     @property
     def is_lasting(self) -> bool:
@@ -52,8 +78,11 @@ class Pin:
     @property
     def generations(self) -> "tuple[Generation, ...]":
         """Those whose values it may still use."""
-        everything_of = () if self.everything_of is None else (self.everything_of,)
-        return tuple(dict.fromkeys((self.generation, *self.others, *everything_of)))
+        if self.more is None:
+            return (self.generation,)
+        others = *self.more.others, self.more.everything_of
+        found = dict.fromkeys((self.generation, *others))
+        return tuple(one for one in found if one is not None)
 
     def check_request(self) -> None:
         """Raise if the request has ended: nothing holds its values any more."""
@@ -75,8 +104,9 @@ class Pin:
 
         A cancellation by asyncio ends a request, but not the thread that works for it.
         """
+        more = self.extend()
         with self.generation.lock:
-            self.threads += 1
+            more.threads += 1
         try:
             self.check_request()
         except LifespanDependencyError:
@@ -84,15 +114,42 @@ class Pin:
             raise
 
     def leave_thread(self) -> None:
+        more = self.extend()
         with self.generation.lock:
-            self.threads -= 1
-            is_last = self.is_over and not self.threads
+            more.threads -= 1
+            is_last = more.is_over and not more.threads
         if is_last:
             call_soon(self.run.loop, self.run.live.release, self)
+
+    def ends(self) -> bool:
+        """Note that the request is over; return whether its threads are, too."""
+        with self.generation.lock:
+            if self.more is not None and self.more.threads:
+                self.more.is_over = True
+                self.generation.pins.setdefault(self, None)
+                return False
+            return True
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, but for its threads."""
+        return self.more is not None and self.more.is_over
 
     def __str__(self) -> str:
         holder = self.holder
         return f"`{name_of(holder.call)}`" if isinstance(holder, Injection) else route_label(holder)
+
+
+@dataclass(slots=True)
+class More:
+    """What is to be known of a request that does more than take what its route declares."""
+
+    has_asked: bool = False
+    everything_of: "Generation | None" = None
+    others: "tuple[Generation, ...]" = ()  # later ones, whose values it has been given too
+    inner: tuple[Pin, ...] = ()
+    threads: int = 0  # that work for it; one may go on after it has ended
+    is_over: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

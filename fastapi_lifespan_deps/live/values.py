@@ -194,16 +194,13 @@ class LiveValues:
 
     def release(self, pin: Pin) -> None:
         """Note that a request, or a lifespan function, is over; unless a thread of it goes on."""
-        with pin.generation.lock:
-            pin.is_over = pin.threads > 0
-            if pin.is_over:
-                pin.generation.pins.setdefault(pin, None)
+        has_ended = pin.ends()
         for inner in pin.inner:
             self.release(inner)
-        if pin.is_over:
-            pin.keep_to_its_route()
-        else:
+        if has_ended:
             self._stop_unused(self.holdings.release(pin))
+        else:
+            pin.keep_to_its_route()
 
     def look_again(self, pins: Iterable[Pin]) -> None:
         """Note that these may hold less than before."""
@@ -211,24 +208,19 @@ class LiveValues:
 
     def pin(self, injection: Injection) -> Pin:
         """Pin what keeps its values, as a lifespan function does; `release` it in the end."""
-        pin = Pin()
-        pin.holder, pin.generation = injection, self.current
-        pin.generation.pins[pin] = None
-        return pin
+        return Pin.of(injection, self.current)
 
     def following(self, outer: Pin, scope: Scope) -> Pin:
         """The pin of a copy of a request's scope, which no router of ours has seen."""
         outer.check_request()
         pin = scope[SCOPE_KEY] = self.pin_beside(outer, scope)
-        outer.inner += (pin,)
+        outer.extend().inner += (pin,)
         return pin
 
     def pin_beside(self, outer: Pin, scope: Scope) -> Pin:
         """Pin a request that another one passes on; `release` it in the end."""
-        pin = Pin()
-        pin.holder, pin.run = scope, outer.run
-        pin.generation = generation = self._lasting(outer.generation)
-        generation.pins[pin] = None
+        generation = self._lasting(outer.generation)
+        pin = Pin.of(scope, generation, outer.run)
         if generation is not self.current:
             self.holdings.hold(generation, pin)
             self._await_matches()
@@ -247,7 +239,7 @@ class LiveValues:
                 held = self._lasting(held)
         if held is pin.everything_of:
             return
-        before, pin.everything_of = pin.everything_of, held
+        before, pin.extend().everything_of = pin.everything_of, held
         if before is not None and before not in pin.generations:
             self._stop_unused(self.holdings.let_go(before, pin))
         held.pins.setdefault(pin, None)

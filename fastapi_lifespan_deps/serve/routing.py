@@ -118,6 +118,7 @@ class LifespanRouter(APIRouter):
         pin.holder = scope
         pin.generation = generation
         pin.run = run
+        pin.more = None
         pins = generation.pins
         pins[pin] = None
         try:
@@ -130,7 +131,7 @@ class LifespanRouter(APIRouter):
                 live.release(pin)
             else:
                 del pins[pin]
-                if pin.threads or pin.inner:
+                if pin.more is not None:
                     live.release(pin)
 
     def _is_pinned_by(self, pin: Pin) -> bool:

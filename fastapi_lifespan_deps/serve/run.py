@@ -128,7 +128,7 @@ class Run:
             await self.overrides.apply()
             generation = self.current
             if generation not in pin.generations:
-                pin.others += (generation,)
+                pin.extend().others += (generation,)
                 generation.pins[pin] = None
         return generation.value(overrides_provider_of(scope), key)
 
