@@ -1,7 +1,7 @@
 """Run the benchmarks, show their tables, and write a JSON file and a plot.
 
 For example:
-    scripts/bench                      all parts, in about five minutes
+    scripts/bench                      all parts, in about seven minutes
     scripts/bench requests --quick     one part, with a tenth of the work
 """
 
