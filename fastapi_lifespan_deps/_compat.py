@@ -144,15 +144,21 @@ class EndpointContexts:
             # it is remembered for the original as well, of which FastAPI never asks
             context = {**routing._extract_endpoint_context(call)}
             self._known.pop(id(call), None)
-        self._known[id(bound)] = self._ours[id(bound)] = context
+        self._known[id(bound)] = context
         # FastAPI may build the route anew: then the id may soon be another's
-        weakref.finalize(bound, _forget, self._known, {id(bound): context}).atexit = False
+        forget = partial(_forget_one, self._known, self._ours, id(bound))
+        self._ours[id(bound)] = context, weakref.ref(bound, forget)
 
 
 def _forget(known: dict[int, Any], ours: dict[int, Any]) -> None:
-    for key, context in ours.items():
-        if known.get(key) is context:
-            del known[key]
+    for key in list(ours):
+        _forget_one(known, ours, key)
+
+
+def _forget_one(known: dict[int, Any], ours: dict[int, Any], key: int, _: object = None) -> None:
+    context, _ = ours.pop(key, (None, None))  # both may go at the same time
+    if context is not None and known.get(key) is context:
+        del known[key]
 
 
 def called_by(call: Callable[..., Any], router: Any) -> ASGIApp:

@@ -224,13 +224,6 @@ def test_dependencies_list() -> None:
     assert len(example.log) == 1
 
 
-def test_an_application_without_routes_starts_nothing() -> None:
-    started = []
-    provider = Depends(lambda: started.append(True), scope="lifespan")
-    with TestClient(LifespanFastAPI(dependencies=[provider], openapi_url=None)):
-        assert started == []
-
-
 def test_sub_dependencies() -> None:
     example = load("sub_dependencies")
     up = ["settings read", "pool opened", "cache filled"]

@@ -189,38 +189,40 @@ def _redirected(parameter: inspect.Parameter, call: BoundCall | None) -> inspect
 def injecting(injection: Injection, connection_parameter: str, keep: bool) -> Callable[..., Any]:
     """The callable of `injection` with its values; the hot path of every request."""
     take = operator.getitem if keep else dict.pop
-
-    # Only `**values`: the endpoint may use any other name for itself.
-    def bound(**values: Any) -> Any:
-        connection = take(values, connection_parameter)
-        pin = connection.scope.get(SCOPE_KEY)
-        if pin is None:
-            raise not_running(injection.parameters[0][1].provider, connection.scope)
-        if pin.holder is not connection.scope:
-            pin = pin.run.follow(pin, connection.scope)
-        return pin.generation[injection](**values)
-
-    def bound_in_thread(**values: Any) -> Any:
-        connection = take(values, connection_parameter)
-        pin = connection.scope.get(SCOPE_KEY)
-        if pin is None:
-            if injection.parameters:
+    kind = underlying(injection.call)
+    if inspect.iscoroutinefunction(kind) or inspect.isasyncgenfunction(kind):
+        # Only `**values`: the endpoint may use any other name for itself.
+        def bound(**values: Any) -> Any:
+            connection = take(values, connection_parameter)
+            pin = connection.scope.get(SCOPE_KEY)
+            if pin is None:
                 raise not_running(injection.parameters[0][1].provider, connection.scope)
-            return injection.call(**values)  # what it needs was overridden
-        if pin.holder is not connection.scope:
-            pin = pin.run.follow(pin, connection.scope)
-        if is_generator:
-            return held(pin, pin.generation[injection](**values))
-        pin.enter_thread()
-        try:
+            if pin.holder is not connection.scope:
+                pin = pin.run.follow(pin, connection.scope)
             return pin.generation[injection](**values)
-        finally:
-            pin.leave_thread()
 
-    is_generator = inspect.isgeneratorfunction(underlying(injection.call))
-    chosen = bound_in_thread if runs_in_thread(injection.call) else bound
-    chosen.__lifespan_injection__ = injection  # type: ignore[attr-defined]  # found again by collect.py
-    return chosen
+    else:
+        is_generator = inspect.isgeneratorfunction(kind)
+
+        def bound(**values: Any) -> Any:
+            connection = take(values, connection_parameter)
+            pin = connection.scope.get(SCOPE_KEY)
+            if pin is None:
+                if injection.parameters:
+                    raise not_running(injection.parameters[0][1].provider, connection.scope)
+                return injection.call(**values)  # what it needs was overridden
+            if pin.holder is not connection.scope:
+                pin = pin.run.follow(pin, connection.scope)
+            if is_generator:
+                return held(pin, pin.generation[injection](**values))
+            pin.enter_thread()
+            try:
+                return pin.generation[injection](**values)
+            finally:
+                pin.leave_thread()
+
+    bound.__lifespan_injection__ = injection  # type: ignore[attr-defined]  # found again by collect.py
+    return bound
 
 
 def held(pin: Any, generator: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
