@@ -152,10 +152,8 @@ async def test_what_an_endpoint_raises_reaches_its_handler(error: Exception, kin
             seen.append(raised)
             raise HTTPException(418) from raised
 
-    Value = Annotated[str, Depends(failing.get, scope="lifespan")]
-
     @failing.app.get("/endpoint")
-    def fail(value: Value) -> None:
+    def fail(value: Annotated[str, Depends(failing.get, scope="lifespan")]) -> None:
         raise error
 
     @failing.app.get("/session")
