@@ -187,41 +187,54 @@ def _redirected(parameter: inspect.Parameter, call: BoundCall | None) -> inspect
 
 
 def injecting(injection: Injection, connection_parameter: str, keep: bool) -> Callable[..., Any]:
-    """The callable of `injection` with its values; the hot path of every request."""
+    """The callable of `injection` with its values; the hot path of every request.
+
+    It takes `**values` only, for the endpoint may use any other name for itself.
+    """
     take = operator.getitem if keep else dict.pop
     kind = underlying(injection.call)
     if inspect.iscoroutinefunction(kind) or inspect.isasyncgenfunction(kind):
-        # Only `**values`: the endpoint may use any other name for itself.
-        def bound(**values: Any) -> Any:
-            connection = take(values, connection_parameter)
-            pin = connection.scope.get(SCOPE_KEY)
-            if pin is None:
-                raise not_running(injection.parameters[0][1].provider, connection.scope)
-            if pin.holder is not connection.scope:
-                pin = pin.run.follow(pin, connection.scope)
-            return pin.generation[injection](**values)
-
+        bound = _injecting(injection, connection_parameter, take)
     else:
         is_generator = inspect.isgeneratorfunction(kind)
-
-        def bound(**values: Any) -> Any:
-            connection = take(values, connection_parameter)
-            pin = connection.scope.get(SCOPE_KEY)
-            if pin is None:
-                if injection.parameters:
-                    raise not_running(injection.parameters[0][1].provider, connection.scope)
-                return injection.call(**values)  # what it needs was overridden
-            if pin.holder is not connection.scope:
-                pin = pin.run.follow(pin, connection.scope)
-            if is_generator:
-                return held(pin, pin.generation[injection](**values))
-            pin.enter_thread()
-            try:
-                return pin.generation[injection](**values)
-            finally:
-                pin.leave_thread()
-
+        bound = _injecting_in_thread(injection, connection_parameter, take, is_generator)
     bound.__lifespan_injection__ = injection  # type: ignore[attr-defined]  # found again by collect.py
+    return bound
+
+
+def _injecting(injection: Injection, name: str, take: Callable[..., Any]) -> Callable[..., Any]:
+    def bound(**values: Any) -> Any:
+        connection = take(values, name)
+        pin = connection.scope.get(SCOPE_KEY)
+        if pin is None:
+            raise not_running(injection.parameters[0][1].provider, connection.scope)
+        if pin.holder is not connection.scope:
+            pin = pin.run.follow(pin, connection.scope)
+        return pin.generation[injection](**values)
+
+    return bound
+
+
+def _injecting_in_thread(
+    injection: Injection, name: str, take: Callable[..., Any], is_generator: bool
+) -> Callable[..., Any]:
+    def bound(**values: Any) -> Any:
+        connection = take(values, name)
+        pin = connection.scope.get(SCOPE_KEY)
+        if pin is None:
+            if injection.parameters:
+                raise not_running(injection.parameters[0][1].provider, connection.scope)
+            return injection.call(**values)  # what it needs was overridden
+        if pin.holder is not connection.scope:
+            pin = pin.run.follow(pin, connection.scope)
+        if is_generator:
+            return held(pin, pin.generation[injection](**values))
+        pin.enter_thread()
+        try:
+            return pin.generation[injection](**values)
+        finally:
+            pin.leave_thread()
+
     return bound
 
 
