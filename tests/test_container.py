@@ -1,11 +1,13 @@
 """Clauses 9, 10 and 14: looking values up in the container that a request is given."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any, cast
 
 import anyio
+import anyio.from_thread
 import pytest
-from fastapi import FastAPI, WebSocket
+from fastapi import FastAPI, Request, WebSocket
 from fastapi.testclient import TestClient
 
 from fastapi_lifespan_deps import (
@@ -280,3 +282,77 @@ async def test_the_running_container_of_the_latest_run_here() -> None:
         async with app.router.lifespan_context(app):
             assert router.lifespan_container[get_value] is not first
         assert router.lifespan_container[get_value] is first
+
+
+# --- Other threads, and other event loops
+
+
+def ask_in_another_loop(container: LifespanContainer, step: str) -> Any:
+    """As `asyncio.run` in a thread, which a `def` endpoint may think of."""
+
+    async def ask() -> Any:
+        if step == "look up":
+            return container[get_pool]
+        if step == "contains":
+            return get_pool in container
+        return await container.refresh(get_pool)
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("step", ["look up", "contains", "refresh"])
+@pytest.mark.parametrize("whose", ["of a request", "of the application"])
+@pytest.mark.anyio
+async def test_clause_10_in_another_event_loop_it_says_at_once_where_to_ask(
+    step: str, whose: str
+) -> None:
+    app = LifespanFastAPI()
+    found: list[LifespanContainer] = []
+
+    @app.get("/")
+    def read(
+        pool: Annotated[Any, Depends(get_pool, scope="lifespan")],
+        container: Annotated[LifespanContainer, Depends(get_container)],
+    ) -> str:
+        with pytest.raises(LifespanNotRunning, match="in another event loop") as raised:
+            ask_in_another_loop(container if whose == "of a request" else found[0], step)
+        return str(raised.value)
+
+    async with running(app) as client:
+        found.append(app.lifespan_container)
+        with anyio.fail_after(20):
+            assert (
+                "anyio.from_thread.run(container.refresh, provider)" in (await client.get("/")).text
+            )
+
+
+@pytest.mark.anyio
+async def test_in_a_thread_values_are_looked_up_and_a_refresh_is_asked_for_in_the_loop() -> None:
+    app = LifespanFastAPI()
+
+    @app.get("/")
+    def read(
+        pool: Annotated[Any, Depends(get_pool, scope="lifespan")],
+        container: Annotated[LifespanContainer, Depends(get_container)],
+    ) -> list[bool]:
+        before = container[get_pool]
+        draining = anyio.from_thread.run(container.refresh, get_pool)
+        with pytest.raises(LifespanNotRunning, match="in another event loop"):
+            asyncio.run(draining.wait())
+        return [before is pool, container[get_pool] is pool, get_pool in container]
+
+    async with running(app) as client:
+        assert (await client.get("/")).json() == [True, False, True]
+
+
+@pytest.mark.anyio
+async def test_a_container_cannot_be_asked_for_in_another_loop() -> None:
+    app = LifespanFastAPI()
+
+    @app.get("/")
+    def read(request: Request, pool: Annotated[Any, Depends(get_pool, scope="lifespan")]) -> None:
+        with pytest.raises(LifespanNotRunning, match="in another event loop"):
+            asyncio.run(get_container(request))
+
+    async with running(app) as client:
+        assert (await client.get("/")).status_code == 200

@@ -60,6 +60,7 @@ class Refresher:
         container: Pin | None = None,
     ) -> "DetachedTask[Draining]":
         """Have a refresh begun, or join the one that is under way; refuse what cannot be."""
+        self._live.supervisor.tasks.check_loop()
         self._check_serving(provider)
         instance = self._live.inside()
         if instance is not None and not instance.is_alive:
@@ -185,6 +186,7 @@ class Refresher:
 
     def check_waiting(self, draining: "Draining") -> None:
         """Refuse to let anybody wait for his own end, or for that of the application."""
+        self._live.supervisor.tasks.check_loop()
         asker = Asker(self._live)
         asker.check_waiting(draining.provider, draining.left, is_bounded=draining.is_bounded)
 
@@ -262,6 +264,7 @@ class Draining:
         Raises:
             RefreshError: whoever waits uses an old instance himself, or a lifespan function
                 keeps one to the end.
+            LifespanNotRunning: this is another event loop than that of the application.
         """
         self._refresher.check_waiting(self)
         await self.ended()

@@ -10,6 +10,8 @@ from typing import Any, Generic, TypeVar
 
 from anyio import CancelScope, Event, get_cancelled_exc_class
 
+from fastapi_lifespan_deps.exceptions import LifespanNotRunning
+
 T = TypeVar("T")
 
 logger = logging.getLogger("fastapi_lifespan_deps")
@@ -23,6 +25,7 @@ class Tasks:
     """
 
     def __init__(self) -> None:
+        self.loop = current_loop()
         self._spawned: set[asyncio.Task[None]] = set()
         self._detached: set[DetachedTask[Any]] = set()
         # What starts later, for a request, is not that request's.
@@ -32,6 +35,17 @@ class Tasks:
     def unfinished(self) -> list[Event]:
         """What is set when the detached tasks that there are now have ended."""
         return [task.done for task in self._detached]
+
+    def check_loop(self, *, or_none: bool = False) -> None:
+        """Raise unless we are in their event loop; or, with `or_none`, in a thread without one."""
+        loop = current_loop()
+        if loop is not self.loop and not (or_none and loop is None):
+            raise LifespanNotRunning(
+                "the application runs in another event loop",
+                "Ask in its event loop, and so in its thread: in a coroutine or a callback there. "
+                "From the thread of a `def` endpoint, write `anyio.from_thread.run(container."
+                "refresh, provider)`.",
+            )
 
     def detach(
         self, function: Callable[[], Coroutine[Any, Any, T]], name: str, *, tells: bool = False

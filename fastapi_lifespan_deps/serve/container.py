@@ -38,7 +38,8 @@ class LifespanContainer:
     that the request itself sees, until the request asks for a refresh. `app.lifespan_container`
     belongs to nobody, and gives the latest values; these may be stopped when the next ones come.
 
-    Use it in the event loop of the application, not in another thread, and not later.
+    Use it in the event loop of the application, and not later. Values may be looked up in threads
+    that have no event loop, too, such as that of a `def` endpoint.
 
     Example:
         ```python
@@ -59,6 +60,7 @@ class LifespanContainer:
 
     @property
     def _generation(self) -> Generation:
+        self._run.live.supervisor.tasks.check_loop(or_none=True)
         if self._pin is None or self._pin.has_asked or self._pin.everything_of is None:
             return self._run.current
         return self._pin.everything_of
@@ -98,6 +100,9 @@ class LifespanContainer:
         Raises:
             RefreshError: the application does not serve, or does not declare the dependency; or,
                 with `"resource_preserving"`, whoever asks would have to end first.
+            LifespanNotRunning: this is another event loop than that of the application, or none.
+                In the thread of a `def` endpoint, write
+                `anyio.from_thread.run(container.refresh, provider)`.
             Exception: what the start raises. The old values serve on; with
                 `"resource_preserving"` requests are answered 503 until another refresh succeeds.
 
@@ -133,6 +138,7 @@ class LifespanContainer:
 
         Raises:
             UninitializedLifespanDependency: it has no value, for the reason that is given.
+            LifespanNotRunning: this is another event loop than that of the application.
         """
         return self._generation.value(self._overrides_provider, Key(provider))
 
@@ -170,6 +176,7 @@ async def get_container(connection: HTTPConnection) -> LifespanContainer:
     scope = connection.scope
     pin: Pin | None = scope.get(SCOPE_KEY)
     if pin is not None:
+        pin.run.live.supervisor.tasks.check_loop()
         pin.run.live.give_everything(pin)
         return LifespanContainer(pin.run, overrides_provider_of(scope), pin)
     app = scope.get("app")

@@ -40,7 +40,7 @@ class Run:
         self._sources = Sources()
         self.overrides = OverridesInForce(application, self._sources, self.live, self.events)
         self.refresher = Refresher(self.live, self.overrides, self.events)
-        self.loop = current_loop()
+        self.loop = self.live.supervisor.tasks.loop
         self.thread = get_ident()
         # whether the event loop is running; if that is in our thread, we are in it (trio: always)
         self.is_running: Callable[[], bool] = getattr(self.loop, "is_running", lambda: True)
