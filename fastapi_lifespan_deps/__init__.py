@@ -15,7 +15,7 @@ from .exceptions import (
     UninitializedLifespanDependency,
 )
 from .live.refresh import Draining
-from .serve.applications import LifespanFastAPI, enable_lifespan_scope
+from .serve.applications import LifespanFastAPI, enable_lifespan_scope, lifespan_container
 from .serve.container import LifespanContainer, get_container
 
 __all__ = [
@@ -36,4 +36,5 @@ __all__ = [
     "UninitializedLifespanDependency",
     "enable_lifespan_scope",
     "get_container",
+    "lifespan_container",
 ]

@@ -6,6 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from traceback import format_exception
 from typing import Any, NamedTuple
 
@@ -36,8 +37,10 @@ class InvalidDependencyScope(LifespanDependencyError):
 
     def __init__(self, scope: object) -> None:
         self.scope = scope
+        meant = get_close_matches(str(scope).lower(), ("function", "request", "lifespan"), 1)
+        hint = f' Did you mean "{meant[0]}"?' if meant else ""
         super().__init__(
-            f"{scope!r} is not a scope of a dependency. "
+            f"{scope!r} is not a scope of a dependency.{hint} "
             'Use "function", "request", "lifespan", or leave the scope out.'
         )
 
@@ -183,6 +186,12 @@ class LifespanNotRunning(LifespanDependencyError):
         super().__init__(f"There is no lifespan container: {problem}. {advice}")
 
 
+# A traceback, and pytest's summary, name an error as it is imported.
+for _error in list(globals().values()):
+    if isinstance(_error, type) and issubclass(_error, LifespanDependencyError):
+        _error.__module__ = __package__ or __name__
+
+
 STOPPING = "several errors while stopping"
 
 
@@ -253,9 +262,17 @@ def location_of(call: object) -> str:
         code = getattr(found, "__code__", None)
         if code is not None:
             return f"{_relative(code.co_filename)}:{code.co_firstlineno}"
-        return f"{_relative(inspect.getfile(found))}"
+        return f"{_relative(inspect.getfile(found))}{_line_of(found)}"
     except Exception:  # written in C, at a prompt, or it answers what it likes
         return "built in"
+
+
+def _line_of(kind: Any) -> str:
+    """`:line` of a class; "" where its source is not there."""
+    line = vars(kind).get("__firstlineno__")  # from Python 3.13 on
+    with suppress(Exception):
+        line = line or inspect.getsourcelines(kind)[1]
+    return f":{line}" if line else ""
 
 
 def draw_path(path: Sequence[Step]) -> str:

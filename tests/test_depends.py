@@ -100,7 +100,7 @@ class Unhashable:
         (42, "needs a callable"),
         ("get_settings", "needs a callable"),
         (Settings(), "needs a callable"),
-        (Settings | None, "needs a callable"),
+        (Settings | None, "makes nothing"),
         (Unhashable(), "needs a hashable callable"),
     ],
 )

@@ -4,11 +4,12 @@ import functools
 import inspect
 import math
 import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from inspect import isasyncgenfunction, iscoroutinefunction
-from typing import Any, Literal
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
+from types import UnionType
+from typing import Any, Literal, NewType, Union, get_origin
 
 from fastapi import Depends as FastAPIDepends
 from fastapi import params
@@ -98,6 +99,7 @@ def Depends(
             return (await client.get("https://example.com")).status_code
         ```
     """
+    __tracebackhide__ = True
     if scope not in (None, "function", "request", "lifespan"):
         raise InvalidDependencyScope(scope)
     ours = {
@@ -171,6 +173,7 @@ class LifespanDepends(params.Depends):
         durations: Durations = NO_DURATIONS,
         **others: Any,
     ) -> None:
+        __tracebackhide__ = True
         super().__init__(None, use_cache=use_cache, scope=scope, **others)
         self.__dict__["durations"] = durations
         object.__setattr__(self, "dependency", dependency)
@@ -197,6 +200,7 @@ class LifespanDepends(params.Depends):
     def dependency(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, dependency: Callable[..., Any] | None
     ) -> None:
+        __tracebackhide__ = True
         if isinstance(dependency, Marker):  # a copy, perhaps with another `use_cache`
             dependency = dependency.provider
         if dependency is not None:
@@ -387,6 +391,7 @@ def in_seconds(duration: object) -> float:
 
 
 def _check_limits(provider: Callable[..., Any], durations: Durations) -> None:
+    __tracebackhide__ = True
     kind = underlying(provider)
     if isasyncgenfunction(kind) or iscoroutinefunction(kind) or is_missing(kind):
         return
@@ -411,14 +416,52 @@ def _is_settings(provider: Callable[..., Any]) -> bool:
     )
 
 
+def _check_kind(dependency: object) -> None:
+    """Raise for what is callable, or nearly so, and can't be meant."""
+    __tracebackhide__ = True
+    if inspect.iscoroutine(dependency):
+        dependency.close()  # it was never to be awaited
+    if inspect.iscoroutine(dependency) or isinstance(dependency, Generator | AsyncGenerator):
+        name = name_of(dependency)
+        raise InvalidLifespanDependency(
+            dependency,
+            f"needs the function itself, and you called `{name}()`",
+            f'Write `Depends({name}, scope="lifespan")`.',
+            asked=f'Depends({name}(), scope="lifespan")',
+        )
+    if get_origin(dependency) in (Union, UnionType) or isinstance(dependency, NewType):
+        raise InvalidLifespanDependency(
+            dependency,
+            f"needs a class or a function, and `{dependency}` makes nothing",
+            "Pass to `Depends` the function or the class that makes the value.",
+        )
+    if isinstance(dependency, _LRU_CACHE) and _is_used_up(dependency.__wrapped__):
+        raise InvalidLifespanDependency(
+            dependency,
+            "is cached by `lru_cache`, so a second start would get what the first has used up",
+            "Leave `lru_cache` out: a lifespan dependency is called once for each start.",
+        )
+
+
+_LRU_CACHE = type(functools.lru_cache(int))
+
+
+def _is_used_up(function: Callable[..., Any]) -> bool:
+    """Whether what a function returns can be used only once."""
+    kinds = isgeneratorfunction, isasyncgenfunction, iscoroutinefunction
+    return any(is_kind(function) for is_kind in kinds)
+
+
 def check_callable(dependency: object, asked: str | None = None) -> None:
     """Raise `InvalidLifespanDependency` unless it can be a provider; `asked` tells who wants it."""
+    __tracebackhide__ = True
     if dependency is inspect.Parameter.empty or dependency is Any:
         raise InvalidLifespanDependency(
             None,
             "needs a class to infer the dependency from",
             "Annotate the parameter with a class, or pass the dependency to `Depends`.",
         )
+    _check_kind(dependency)
     if not callable(dependency):
         raise InvalidLifespanDependency(
             dependency,

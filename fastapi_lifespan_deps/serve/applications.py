@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI
 
 from fastapi_lifespan_deps.events import LifespanEvent
+from fastapi_lifespan_deps.exceptions import LifespanDependencyError
 
 from .container import LifespanContainer
 from .lifespan import LifespanStart
@@ -74,8 +75,7 @@ class LifespanFastAPI(FastAPI):
                 await app.lifespan_container.refresh(get_model)
             ```
         """
-        router: LifespanRouter = self.router  # type: ignore[assignment]  # made one above
-        return router.lifespan_container
+        return lifespan_container(self)
 
 
 def enable_lifespan_scope(
@@ -98,3 +98,24 @@ def enable_lifespan_scope(
     """
     LifespanRouter.adopt(app.router, lifespan_start, on_lifespan_event)
     return app
+
+
+def lifespan_container(app: FastAPI) -> LifespanContainer:
+    """The running container of an application, whatever its class: see `LifespanFastAPI`.
+
+    Raises:
+        LifespanDependencyError: the application does not know the lifespan scope.
+        LifespanNotRunning: the application does not run in this event loop.
+
+    Example:
+        ```python
+        async def reload() -> None:
+            await lifespan_container(app).refresh(get_model)
+        ```
+    """
+    if isinstance(app.router, LifespanRouter):
+        return app.router.lifespan_container
+    raise LifespanDependencyError(
+        f'The application is a plain {type(app).__name__}, which does not know scope="lifespan". '
+        "Make it a LifespanFastAPI, or call enable_lifespan_scope(app) before it starts."
+    )

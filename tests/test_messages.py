@@ -1,0 +1,122 @@
+"""Messages say what was meant, where it stands, and what to write instead."""
+
+import functools
+import pickle
+import traceback
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Any, NewType, Optional
+
+import pytest
+from fastapi import FastAPI
+
+import fastapi_lifespan_deps
+from fastapi_lifespan_deps import (
+    Depends,
+    InvalidDependencyScope,
+    InvalidLifespanDependency,
+    LifespanDependencyError,
+    LifespanFastAPI,
+    LifespanNotRunning,
+    UninitializedLifespanDependency,
+    enable_lifespan_scope,
+    lifespan_container,
+)
+from fastapi_lifespan_deps.exceptions import location_of
+from tests.clients import running
+
+
+async def get_pool() -> AsyncIterator[int]:
+    yield 1
+
+
+async def load() -> int:
+    return 1
+
+
+def generate() -> Iterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize("function", [get_pool, load, generate])
+def test_a_function_that_was_called_is_named(function: Any) -> None:
+    with pytest.raises(InvalidLifespanDependency) as raised:
+        Depends(function(), scope="lifespan")
+    name = function.__name__
+    assert str(raised.value) == (
+        f'`Depends({name}(), scope="lifespan")` needs the function itself, and you called '
+        f'`{name}()`. Write `Depends({name}, scope="lifespan")`.'
+    )
+
+
+@pytest.mark.parametrize(
+    ("scope", "meant"),
+    [("lifespam", "lifespan"), ("Lifespan", "lifespan"), ("requests", "request"), ("app", None)],
+)
+def test_a_scope_that_is_nearly_right_is_guessed(scope: Any, meant: str | None) -> None:
+    with pytest.raises(InvalidDependencyScope) as raised:
+        Depends(get_pool, scope=scope)
+    assert (f'Did you mean "{meant}"?' in str(raised.value)) is (meant is not None)
+    assert ("Did you mean" in str(raised.value)) is (meant is not None)
+
+
+class Adapter:
+    pass
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [Adapter | None, Optional[Adapter], NewType("Other", Adapter)],  # noqa: UP045
+    ids=str,
+)
+def test_a_type_that_makes_nothing_is_refused_where_it_is_read(kind: Any) -> None:
+    app = LifespanFastAPI()
+
+    async def read(value: Annotated[kind, Depends(scope="lifespan")]) -> None: ...
+
+    with pytest.raises(InvalidLifespanDependency, match="makes nothing"):
+        app.get("/")(read)
+
+
+@pytest.mark.parametrize("function", [get_pool, load, generate])
+def test_a_cache_around_what_can_be_used_once_is_refused(function: Any) -> None:
+    with pytest.raises(InvalidLifespanDependency, match="Leave `lru_cache` out"):
+        Depends(functools.lru_cache(function), scope="lifespan")
+    Depends(functools.lru_cache(lambda: 1), scope="lifespan")
+
+
+def test_errors_are_named_as_they_are_imported() -> None:
+    for name in fastapi_lifespan_deps.__all__:
+        error = getattr(fastapi_lifespan_deps, name)
+        if isinstance(error, type) and issubclass(error, Exception):
+            assert error.__module__ == "fastapi_lifespan_deps"
+    error = UninitializedLifespanDependency(get_pool, "it is gone", "Wait.")
+    assert type(pickle.loads(pickle.dumps(error))) is UninitializedLifespanDependency
+
+
+def test_the_frames_of_depends_are_hidden_from_pytest() -> None:
+    with pytest.raises(InvalidLifespanDependency) as raised:
+        Depends(5, scope="lifespan")  # type: ignore[arg-type]
+    frames = [frame for frame, _ in traceback.walk_tb(raised.value.__traceback__)]
+    ours = [frame for frame in frames if "fastapi_lifespan_deps" in frame.f_code.co_filename]
+    assert ours
+    assert all(frame.f_locals.get("__tracebackhide__") for frame in ours)
+
+
+def test_a_class_is_placed_by_file_and_line() -> None:
+    assert location_of(Adapter).startswith("tests/test_messages.py:")
+    assert location_of(Adapter()) == location_of(Adapter)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("app", [LifespanFastAPI(), enable_lifespan_scope(FastAPI())])
+async def test_the_container_of_any_application_that_knows_the_scope(app: FastAPI) -> None:
+    app.get("/", dependencies=[Depends(get_pool, scope="lifespan")])(lambda: None)
+    with pytest.raises(LifespanNotRunning):
+        lifespan_container(app)
+    async with running(app):
+        assert lifespan_container(app)[get_pool] == 1
+
+
+def test_a_plain_application_has_no_container() -> None:
+    with pytest.raises(LifespanDependencyError, match="is a plain FastAPI, which does not know"):
+        lifespan_container(FastAPI())
