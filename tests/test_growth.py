@@ -296,4 +296,4 @@ async def refresh_often(app: LifespanFastAPI, step: Any = None) -> None:
 
 
 def is_ours(one: object) -> bool:
-    return type(one).__module__.startswith("fastapi_lifespan_deps")
+    return str(type(one).__module__).startswith("fastapi_lifespan_deps")

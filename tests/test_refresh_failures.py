@@ -19,7 +19,7 @@ from fastapi_lifespan_deps import (
     get_container,
 )
 from fastapi_lifespan_deps.live.refresh import Policy
-from tests.clients import Gate, Thing, settle
+from tests.clients import Gate, Thing, client_of, settle
 from tests.recording import leaves
 from tests.refreshing import (
     AVAILABILITY,
@@ -501,3 +501,22 @@ async def test_a_failed_override_does_not_keep_others_from_being_refreshed(
             await service.ask("/report")
         service.app.dependency_overrides.clear()
         assert await service.ask("/report") == "report(db 2)"
+
+
+async def test_an_override_that_needs_what_is_withdrawn_waits_for_it() -> None:
+    service = Service()
+
+    async def fake(db: Annotated[Thing, Depends(service.get_db, scope="lifespan")]) -> Thing:
+        return Thing("fake", db)
+
+    async with service.running():
+        service.call(service.ask, path="/held")
+        await service.gate.hold()
+        refresh = service.call(service.refresh, policy=RESOURCE)
+        await settle()
+        service.app.dependency_overrides[service.get_cache] = fake
+        async with client_of(service.app, raises=False) as client:
+            assert (await client.get("/cache")).status_code == 503
+        service.gate.open()
+        await refresh.ended.wait()
+        assert await service.ask("/cache") == "fake(db 2)"
