@@ -71,7 +71,9 @@ class Adapter:
 def test_a_type_that_makes_nothing_is_refused_where_it_is_read(kind: Any) -> None:
     app = LifespanFastAPI()
 
-    async def read(value: Annotated[kind, Depends(scope="lifespan")]) -> None: ...
+    async def read(value: Any) -> None: ...
+
+    read.__annotations__["value"] = Annotated[kind, Depends(scope="lifespan")]
 
     with pytest.raises(InvalidLifespanDependency, match="makes nothing"):
         app.get("/")(read)
