@@ -77,7 +77,6 @@ class Events:
 
     def __init__(self, *listeners: Listener) -> None:
         self._listeners = [log, *listeners]
-        self._described: dict[Callable[..., Any], tuple[str, str]] = {}
 
     def listen(self, listener: Listener) -> None:
         self._listeners.append(listener)
@@ -92,12 +91,11 @@ class Events:
         is_raised: bool = False,
     ) -> None:
         """Tell what has happened now. What a listener raises is logged, and harms nothing."""
-        name, where = (None, None) if provider is None else self._describe(provider)
         event = LifespanEvent(
             kind=kind,
             provider=provider,
-            name=name,
-            where=where,
+            name=None if provider is None else name_of(provider),
+            where=None if provider is None else location_of(provider),
             time_ns=time.time_ns(),
             seconds=seconds,
             error=error,
@@ -109,12 +107,6 @@ class Events:
             except BaseException:
                 with suppress(BaseException):  # the log may be what raises
                     logger.exception("%s failed to hear of %r", name_of(listener), kind)
-
-    def _describe(self, provider: Callable[..., Any]) -> tuple[str, str]:
-        # once: of a class, the source is read
-        if provider not in self._described:
-            self._described[provider] = name_of(provider), location_of(provider)
-        return self._described[provider]
 
 
 def check_listener(listener: object) -> None:

@@ -109,11 +109,10 @@ class ListedDependency(NamedTuple):
 
     def declarations(self, overrides: Overrides) -> Iterator[Declaration]:
         marker = lifespan_marker(self.depends, inspect.Parameter.empty)
-        if marker is not None:
-            owner = f"dependencies of {self.prefix or 'the application'}"
-            label = f"dependencies[{self.position}]"
-            path = Step(owner), Step(label, marker.provider, LIFESPAN_NOTE)
-            yield Declaration(self.overrides_provider, marker.key(owner, self.position), path)
+        assert marker is not None  # it has the scope, or would not be here
+        owner = f"dependencies of {self.prefix or 'the application'}"
+        path = Step(owner), Step(f"dependencies[{self.position}]", marker.provider, LIFESPAN_NOTE)
+        yield Declaration(self.overrides_provider, marker.key(owner, self.position), path)
 
 
 Source = Route | ListedDependency
