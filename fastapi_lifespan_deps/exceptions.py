@@ -4,6 +4,7 @@ import copyreg
 import functools
 import inspect
 import os
+from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
@@ -206,6 +207,9 @@ def combined(
 
     What ended a startup, or a cancellation, stays what it is and carries the others as notes.
     """
+    others = list(others)
+    if failure is None:  # a cancellation stays what it is
+        failure = next((one for one in others if isinstance(one, CancelledError)), None)
     others = [other for other in others if other is not failure]
     if failure is not None and not (is_serving and isinstance(failure, Exception)):
         for other in others:

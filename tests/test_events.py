@@ -356,6 +356,22 @@ async def test_overrides_are_told_when_they_are_in_force(how: str) -> None:
         assert len(listener.of("overrides_applied")) == 1
 
 
+async def test_an_equal_override_is_no_other() -> None:
+    """A bound method is another object each time that it is looked up."""
+
+    class Fakes:
+        async def pool(self) -> str:
+            return "fake"
+
+    listener, fakes = Listener(), Fakes()
+    app = app_with(listener, get_pool)
+    async with running(app) as client:
+        for _ in range(3):
+            app.dependency_overrides = {get_pool: fakes.pool}
+            await client.get("/")
+    assert len(listener.of("overrides_applied")) == 1
+
+
 async def test_a_fake_that_fails_to_start_is_told(caplog: pytest.LogCaptureFixture) -> None:
     listener = Listener()
     app = app_with(listener, get_pool)

@@ -611,6 +611,22 @@ def sync_generator(held: Held, worker: Worker) -> None:
     async def use(session: Annotated[None, FastAPIDepends(get_session)]) -> None: ...
 
 
+def sync_endpoint_with_the_container(held: Held, worker: Worker) -> None:
+    @held.app.get("/thread")
+    def use(container: Annotated[LifespanContainer, FastAPIDepends(get_container)]) -> None:
+        worker.use(container[held.get_model])
+
+
+def sync_dependency_with_the_container(held: Held, worker: Worker) -> None:
+    def get_session(
+        container: Annotated[LifespanContainer, FastAPIDepends(get_container)],
+    ) -> None:
+        worker.use(container[held.get_model])
+
+    @held.app.get("/thread")
+    async def use(session: Annotated[None, FastAPIDepends(get_session)]) -> None: ...
+
+
 def included_sync_endpoint(held: Held, worker: Worker) -> None:
     router = APIRouter()
 
@@ -630,6 +646,8 @@ THREADS = pytest.mark.parametrize(
         sync_dependency_of_a_dependency,
         class_as_dependency,
         sync_generator,
+        sync_endpoint_with_the_container,
+        sync_dependency_with_the_container,
         included_sync_endpoint,
     ],
 )

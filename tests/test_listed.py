@@ -1,6 +1,7 @@
 """Clause 1: what `dependencies=[...]` lists is started, though no path operation takes it."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import pytest
@@ -150,6 +151,23 @@ def test_clause_3_each_entry_of_a_list_has_its_own_without_use_cache(has_route: 
         with TestClient(app):
             assert events == ["start value"] * 2
         events.clear()
+
+
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_an_entry_whose_first_route_is_added_by_the_lifespan_is_started_once(
+    use_cache: bool,
+) -> None:
+    events: list[str] = []
+    entry = listed(provider("value", events), use_cache=use_cache)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.get("/")(lambda: None)
+        yield
+
+    with TestClient(LifespanFastAPI(dependencies=entry, lifespan=lifespan)) as client:
+        assert client.get("/").status_code == 200
+    assert events == ["start value", "stop value"]
 
 
 def test_the_order_is_that_of_the_routes_and_then_of_the_lists() -> None:

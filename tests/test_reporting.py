@@ -1,5 +1,6 @@
 """Clause 6: whatever is done to report an error, it is raised as it is."""
 
+import asyncio
 import dataclasses
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -169,3 +170,50 @@ async def test_what_an_endpoint_raises_reaches_its_handler(error: Exception, kin
         assert (await client.get("/endpoint")).status_code == 418
         assert (await client.get("/session")).status_code == 418
     assert all(one is error for one in seen)
+
+
+@ERRORS
+async def test_what_a_lifespan_raises_at_its_end_is_raised_as_it_is(error: Exception) -> None:
+    class Ending:
+        """Not by contextlib, which loses what is frozen."""
+
+        async def __aenter__(self) -> None: ...
+
+        async def __aexit__(self, *exc_info: object) -> None:
+            raise error
+
+    failing = Failing(OSError(), "async")
+    failing.app.router.lifespan_context = lambda app: Ending()
+    with pytest.raises(type(error)) as raised:
+        async with running(failing.app):
+            pass
+    assert raised.value is error
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_shutdown_that_is_cancelled_is_cancelled() -> None:
+    failing = Failing(OSError(), "async")
+    waiting = asyncio.Event()
+
+    async def wait() -> None:
+        waiting.set()
+        await asyncio.sleep(60)
+
+    async def wait_too() -> None:
+        await wait()
+
+    for hook in (wait, wait_too):
+        failing.app.router.add_event_handler("shutdown", hook)
+
+    async def run() -> None:
+        async with running(failing.app):
+            pass
+
+    task = asyncio.create_task(run())
+    for _ in range(2):
+        await waiting.wait()
+        waiting.clear()
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()

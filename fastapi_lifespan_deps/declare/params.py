@@ -429,7 +429,7 @@ def _check_kind(dependency: object) -> None:
             f'Write `Depends({name}, scope="lifespan")`.',
             asked=f'Depends({name}(), scope="lifespan")',
         )
-    if get_origin(dependency) in (Union, UnionType) or isinstance(dependency, NewType):
+    if get_origin(dependency) in (Literal, Union, UnionType) or isinstance(dependency, NewType):
         raise InvalidLifespanDependency(
             dependency,
             f"needs a class or a function, and `{dependency}` makes nothing",

@@ -130,10 +130,20 @@ class OverridesInForce:
 
 
 def _are_same(some: Overrides, others: Overrides | None) -> bool:
-    """Whether these are the same overrides. Objects that override may not know how to compare."""
+    """Whether these are the same overrides."""
+    some = dict(some)  # another thread may set some
     if others is None or len(some) != len(others):
         return False
-    return all(key in others and others[key] is some[key] for key in some)
+    return all(key in others and _is_same(some[key], others[key]) for key in some)
+
+
+def _is_same(one: object, other: object) -> bool:
+    if one is other:
+        return True
+    try:
+        return bool(one == other)  # a bound method is another object each time
+    except Exception:  # it doesn't know how to compare
+        return False
 
 
 def _are_all_same(

@@ -53,7 +53,8 @@ class Binder:
             others = [one for index, one in enumerate(dependant.dependencies) if index not in keys]
             kept = self._kept(route, keys)
             # what an endpoint uses through others is held for its thread, too
-            is_held = not all(map(operator.is_, kept, others)) and runs_in_thread(dependant.call)
+            is_using = not all(map(operator.is_, kept, others)) or any(map(_takes_container, kept))
+            is_held = is_using and runs_in_thread(dependant.call)
             if route.has_endpoint and (keys or is_held):
                 self._bind_endpoint(route, keys)
             dependant.dependencies[:] = kept
@@ -93,7 +94,10 @@ class Binder:
         keys = lifespan_children(dependant)
         others = [child for index, child in enumerate(dependant.dependencies) if index not in keys]
         kept = [self._bind_dependency(child, overrides_provider) for child in others]
-        if not keys and all(map(operator.is_, kept, others)):
+        is_using = keys or not all(map(operator.is_, kept, others))
+        if not is_using and not (
+            any(map(_takes_container, kept)) and runs_in_thread(dependant.call)
+        ):
             return dependant
         identity = id(dependant.call), id(overrides_provider)
         call = self._bound.get(identity)
@@ -158,6 +162,12 @@ class BoundCall:
 
     def __hash__(self) -> int:
         return hash(self.__wrapped__)
+
+
+def _takes_container(dependant: Dependant) -> bool:
+    """Whether solving it gives the container, and with it any value."""
+    is_container = hasattr(dependant.call, "__lifespan_container__")
+    return is_container or any(map(_takes_container, dependant.dependencies))
 
 
 def _injection(

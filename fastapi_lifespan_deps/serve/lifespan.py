@@ -3,19 +3,31 @@
 import contextlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+)
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Literal, Self
 
 from fastapi import APIRouter
 
 from fastapi_lifespan_deps._compat import hooked_router
-from fastapi_lifespan_deps.declare.collect import LifecycleFunction, Source, collect_routes
+from fastapi_lifespan_deps.declare.collect import (
+    LifecycleFunction,
+    ListedDependency,
+    Source,
+    collect_routes,
+)
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY
 from fastapi_lifespan_deps.events import Listener
 from fastapi_lifespan_deps.exceptions import combined
+from fastapi_lifespan_deps.live.generation import Pin
+from fastapi_lifespan_deps.live.values import LiveValues
 
 from .run import Run, Runs
 
@@ -64,7 +76,7 @@ class Lifespan:
             # could not know what is inside.
             lifecycle = _entering.get(None) or Lifecycle(host, None)
             await lifecycle.start(self.parts)
-            async with AsyncExitStack() as stack:
+            async with Stack() as stack:
                 yield await lifecycle.enter(self.parts, app, stack)
             return
 
@@ -73,7 +85,7 @@ class Lifespan:
         failure: BaseException | None = None
         try:
             async with Leaving(run, lambda: [partial(host.runs.close, run)]):
-                await lifecycle.start()
+                await lifecycle.start(is_last=not lifecycle.has_code)
                 host.runs.open(run)
                 async with lifecycle.entered(app) as state:
                     host.runs.open(run)  # which may have values now
@@ -90,7 +102,7 @@ class Lifespan:
             del failure  # see `Supervisor.close`
 
 
-class Leaving:
+class Leaving(AbstractAsyncContextManager[None]):
     """Takes every step on the way out, whatever happened inside and in the other steps.
 
     Not by contextlib: an exception that is frozen does not get through its managers.
@@ -122,6 +134,59 @@ class Leaving:
                 del found, failure, errors  # see `Supervisor.close`
 
 
+class Stack:
+    """Contexts that were entered, left in reverse; as contextlib's, but for frozen exceptions."""
+
+    def __init__(self) -> None:
+        self._entered: list[AbstractAsyncContextManager[Any]] = []
+
+    async def enter_async_context(self, context: AbstractAsyncContextManager[Any]) -> Any:
+        value = await context.__aenter__()
+        self._entered.append(context)
+        return value
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, _: object) -> bool:
+        left = error
+        for context in reversed(self._entered):
+            try:
+                traceback = None if left is None else left.__traceback__
+                if await context.__aexit__(left and type(left), left, traceback):
+                    left = None
+            except BaseException as raised:
+                left = raised
+        if left is not None and left is not error:
+            try:
+                raise left
+            finally:
+                del left, error  # see `Supervisor.close`
+        return left is None and error is not None
+
+
+class _Synchronous(AbstractAsyncContextManager[Any]):
+    """A context manager that is entered and left in the event loop."""
+
+    def __init__(self, context: AbstractContextManager[Any]) -> None:
+        self._context = context
+
+    async def __aenter__(self) -> Any:
+        return self._context.__enter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        return self._context.__exit__(kind, error, traceback)
+
+
+async def _release(live: LiveValues, pin: Pin) -> None:
+    live.release(pin)
+
+
 class Lifecycle:
     """The application's own code around a run: its hooks, and its lifespan functions.
 
@@ -137,14 +202,15 @@ class Lifecycle:
         self._done: dict[str, list[Hook]] = {STARTUP: [], SHUTDOWN: []}
         self._later: list[Any] = []  # the parts that come after the one that is being entered
 
-    async def start(self, others: Iterable[Any] = ()) -> None:
+    async def start(self, others: Iterable[Any] = (), *, is_last: bool = False) -> None:
         """Start what the application declares, and what these other parts of a lifespan do."""
         if self._run is not None:
             functions = [self._function(part, passed=1) for part in _functions(others)]
-            await self._run.start(self._sources(), functions)
+            sources = self._sources(is_last=is_last)
+            await self._run.start(sources, functions)
 
     @property
-    def _has_code(self) -> bool:
+    def has_code(self) -> bool:
         """Whether there is something that may have altered the application."""
         return bool(_functions(self._host.parts) or self._registered(STARTUP))
 
@@ -155,19 +221,17 @@ class Lifecycle:
         await self._start_up(self._without_place(STARTUP))
         async with (
             self._leaving(lambda: shutdown(SHUTDOWN)),
-            AsyncExitStack() as stack,
+            Stack() as stack,
         ):
             state = await self.enter(self._host.parts, app, stack)
             # those whose place was taken away, by a lifespan that was assigned
             shutdown = self._registered
             await self._start_up(self._registered(STARTUP))
-            if self._has_code:
-                await self.start()  # what it has added
+            if self.has_code:
+                await self.start(is_last=True)  # what it has added
             yield state
 
-    async def enter(
-        self, parts: list[Any], app: Any, stack: AsyncExitStack
-    ) -> Mapping[str, Any] | None:
+    async def enter(self, parts: list[Any], app: Any, stack: "Stack") -> Mapping[str, Any] | None:
         """Enter parts of a merged lifespan, and give the state that they yield."""
         state: Mapping[str, Any] | None = None
         token, outer = _entering.set(self), self._later
@@ -191,19 +255,19 @@ class Lifecycle:
     def _leaving(self, hooks: Callable[[], list[Hook]]) -> Leaving:
         return Leaving(self._run, lambda: self._calls(SHUTDOWN, hooks()))
 
-    async def _enter_function(self, part: Any, app: Any, stack: AsyncExitStack) -> Any:
+    async def _enter_function(self, part: Any, app: Any, stack: "Stack") -> Any:
         """Enter a lifespan function, given the application and the values that it declares."""
         function = self._function(part, passed=1)
         if self._run is None or not function.injection.parameters:
             return await stack.enter_async_context(part(app))
         live = self._run.live
         pin = live.pin(function.injection)
-        stack.callback(live.release, pin)
+        await stack.enter_async_context(Leaving(self._run, lambda: [partial(_release, live, pin)]))
         values = pin.generation.values_of(function.injection)
         generator = inspect.unwrap(part)
         if inspect.isgeneratorfunction(generator):  # FastAPI's wrapper takes the application alone
             context = contextlib.contextmanager(generator)(app, **values)
-            return stack.enter_context(context)
+            return await stack.enter_async_context(_Synchronous(context))
         return await stack.enter_async_context(part(app, **values))
 
     async def _start_up(self, hooks: list[Hook]) -> None:
@@ -244,8 +308,11 @@ class Lifecycle:
             )
         return known
 
-    def _sources(self) -> Iterator[Source | LifecycleFunction]:
-        yield from collect_routes(self._host.router.dependency_overrides_provider)
+    def _sources(self, *, is_last: bool) -> Iterator[Source | LifecycleFunction]:
+        for source in collect_routes(self._host.router.dependency_overrides_provider):
+            # an entry of a list for no route may yet get one, and then be that route's own
+            if is_last or not isinstance(source, ListedDependency) or source.depends.use_cache:
+                yield source
         for kind in (STARTUP, SHUTDOWN):
             hooks: list[Hook] = []
             for hook in self._registered(kind):
