@@ -1,7 +1,6 @@
 """Tasks that belong to an event loop, and not to whoever has started them."""
 
 import asyncio
-import logging
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -10,11 +9,10 @@ from typing import Any, Generic, TypeVar
 
 from anyio import CancelScope, Event, get_cancelled_exc_class
 
+from fastapi_lifespan_deps.events import logger
 from fastapi_lifespan_deps.exceptions import LifespanNotRunning
 
 T = TypeVar("T")
-
-logger = logging.getLogger("fastapi_lifespan_deps")
 
 
 class Tasks:
