@@ -6,11 +6,15 @@
 import inspect
 import weakref
 from collections.abc import Callable, Iterator
+from enum import Enum
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 from fastapi import params, routing
+from fastapi.dependencies import models
 from fastapi.dependencies.models import Dependant
+from starlette._utils import is_async_callable as is_async_callable  # all: asked of hooks
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Host, Mount, Route, Router, WebSocketRoute
 from starlette.types import ASGIApp
@@ -19,6 +23,62 @@ NOTHING = Dependant()
 
 # How many layers are taken for middleware around a mounted application.
 MOST_MIDDLEWARE = 100
+
+
+class Kind(Enum):
+    """How FastAPI calls a callable."""
+
+    FUNCTION = "in a worker thread"
+    GENERATOR = "in worker threads"
+    COROUTINE = "in the event loop"
+    ASYNC_GENERATOR = "in the event loop, from beginning to end"
+
+    @property
+    def is_async(self) -> bool:
+        return self in (Kind.COROUTINE, Kind.ASYNC_GENERATOR)
+
+
+_FLAGS = {
+    inspect.CO_ASYNC_GENERATOR: Kind.ASYNC_GENERATOR,
+    inspect.CO_GENERATOR: Kind.GENERATOR,
+    inspect.CO_COROUTINE: Kind.COROUTINE,
+}
+
+
+def kind_of(call: Any) -> Kind:
+    """What FastAPI takes a callable for, in this release and under this Python.
+
+    It does not look at the wrapper alone, nor at what is wrapped alone. Raise `ValueError` for
+    one that wraps itself.
+    """
+    if type(call) is FunctionType and not call.__dict__:  # FastAPI has nothing else to look at
+        flags = call.__code__.co_flags
+        return next((kind for flag, kind in _FLAGS.items() if flags & flag), Kind.FUNCTION)
+    for kind, is_kind in _IS_KIND.items():
+        if is_kind(call):
+            return kind
+    return Kind.FUNCTION
+
+
+def _by_function(name: str) -> Callable[[Any], bool]:
+    # models._is_gen_callable_cached, _is_async_gen_callable_cached, _is_coroutine_callable_cached:
+    # 0.140.0 and later. Without their cache, which is the whole process's and keeps what it knows.
+    is_kind = getattr(models, f"_{name}_cached").__wrapped__
+    return lambda call: bool(is_kind(models._CallIdentity(call)))
+
+
+def _by_property(name: str) -> Callable[[Any], bool]:  # pragma: no cover - FastAPI 0.139 and before
+    # Dependant.is_gen_callable, .is_async_gen_callable, .is_coroutine_callable: up to 0.139.2
+    return lambda call: bool(getattr(Dependant(call=call), name))
+
+
+_asked = _by_property if hasattr(Dependant, "is_gen_callable") else _by_function
+# in the order in which FastAPI asks
+_IS_KIND = {
+    Kind.ASYNC_GENERATOR: _asked("is_async_gen_callable"),
+    Kind.GENERATOR: _asked("is_gen_callable"),
+    Kind.COROUTINE: _asked("is_coroutine_callable"),
+}
 
 
 def effective_routes(router: Any) -> Iterator[Any]:

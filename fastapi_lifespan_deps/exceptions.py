@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from traceback import format_exception
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_origin
 
 from fastapi import exceptions as fastapi_exceptions
 from fastapi.exceptions import HTTPException
@@ -244,10 +244,13 @@ def add_note(error: BaseException, note: str) -> None:
 def name_of(call: object) -> str:
     """The qualified name of a callable, as a person would write it; it may be any object."""
     try:
-        if isinstance(call, functools.partial):
+        if isinstance(call, functools.partial) and not hasattr(call, "__qualname__"):
             return f"partial({name_of(call.func)})"
         if isinstance(call, str | int | None):
             return repr(call)
+        if inspect.isclass(get_origin(call)):  # a generic alias
+            names = ", ".join(map(name_of, get_args(call)))
+            return f"{name_of(get_origin(call))}[{names}]"
         name = getattr(call, "__qualname__", None)
     except Exception:  # it answers what it likes
         name = None
@@ -260,6 +263,7 @@ def location_of(call: object) -> str:
     try:
         while isinstance(call, functools.partial):
             call = call.func
+        call = get_origin(call) or call
         found = inspect.unwrap(call) if callable(call) else call
         if not (inspect.isroutine(found) or inspect.isclass(found)):
             found = type(found)

@@ -15,6 +15,7 @@ from fastapi import WebSocket
 from fastapi.testclient import TestClient
 
 from fastapi_lifespan_deps import Depends, LifespanFastAPI
+from fastapi_lifespan_deps._compat import Kind, kind_of
 
 
 class Value:
@@ -60,24 +61,25 @@ def _no_values_yet() -> None:
     get_cached.cache_clear()
 
 
-# `_` is for the `self` or `cls` that some forms pass. Code after `yield` stands without `finally`.
+# The parameters are for what some forms pass, `self` or others. Code after
+# `yield` stands without `finally`.
 
 
-def get(*_: object) -> Value:
+def get(_: object = None, __: object = None) -> Value:
     return Value()
 
 
-async def get_async(*_: object) -> Value:
+async def get_async(_: object = None, __: object = None) -> Value:
     return Value()
 
 
-def generate(*_: object) -> Iterator[Value]:
+def generate(_: object = None, __: object = None) -> Iterator[Value]:
     value = Value()
     yield value
     value.close()
 
 
-async def generate_async(*_: object) -> AsyncIterator[Value]:
+async def generate_async(_: object = None, __: object = None) -> AsyncIterator[Value]:
     value = Value()
     yield value
     value.close()
@@ -138,10 +140,13 @@ FORMS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "method that is wrapped": lambda function: owner(get=logged(function))().get,
     "instance that is wrapped": lambda function: owner(__call__=logged(function))(),
 }
+LOOKS_THROUGH = kind_of(logged(get_async)) is Kind.COROUTINE
 FORMS_OF_KINDS = [
     pytest.param(form(kind), name, id=f"{name} {form_name}")
     for form_name, form in FORMS.items()
     for kind, name in zip(KINDS, KIND_NAMES, strict=True)
+    # before 0.123.5 FastAPI does not look at what is wrapped, and gives the generator itself
+    if LOOKS_THROUGH or "wrap" not in form_name or not name.endswith(("generator", "asyncgen"))
 ]
 OTHERS = [
     pytest.param(Value, "sync", id="class"),

@@ -20,6 +20,7 @@ ORDER = (
     "events",
     "_compat",
     "declare.signature",
+    "declare.provider",
     "declare.params",
     "declare.plan",
     "declare.collect",

@@ -428,15 +428,14 @@ def test_a_graph_with_many_ways_is_read_in_few_steps() -> None:
 
     class Layer:
         def __init__(self, *below: Callable[..., Any]) -> None:
-            self.below = below
+            self.below = [Depends(layer, scope="lifespan") for layer in below]
 
         @property
         def __signature__(self) -> inspect.Signature:
             reads.append(self)
             kind = inspect.Parameter.KEYWORD_ONLY
-            defaults = [Depends(layer, scope="lifespan") for layer in self.below]
             return inspect.Signature(
-                [inspect.Parameter(f"p{i}", kind, default=d) for i, d in enumerate(defaults)]
+                [inspect.Parameter(f"p{i}", kind, default=d) for i, d in enumerate(self.below)]
             )
 
         def __call__(self, **below: object) -> int:

@@ -3,13 +3,10 @@
 import functools
 import inspect
 import math
-import sys
-from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
-from types import UnionType
-from typing import Any, Literal, NewType, Union, get_origin
+from typing import Any, Literal
 
 from fastapi import Depends as FastAPIDepends
 from fastapi import params
@@ -29,7 +26,8 @@ from fastapi_lifespan_deps.exceptions import (
     name_of,
 )
 
-from .signature import Parameter, is_missing, parameters, underlying
+from .provider import NO_DURATIONS, Durations, check_callable, check_limits, is_settings
+from .signature import Parameter, parameters
 
 # Where the pin of a request stands in its ASGI scope, and its run in the lifespan state.
 SCOPE_KEY = "fastapi_lifespan_deps"
@@ -133,23 +131,6 @@ def Depends(
     return LifespanDepends(dependency, use_cache=use_cache, durations=asked)
 
 
-@dataclass(frozen=True, slots=True)
-class Durations:
-    """What a declaration asks for beyond the value; durations in seconds."""
-
-    refresh_every: float | None = None
-    start_timeout: float | None = None
-    stop_timeout: float | None = None
-
-    def items(self) -> list[tuple[str, float]]:
-        """Those that are set."""
-        found = ((name, getattr(self, name)) for name in Durations.__slots__)
-        return [(name, value) for name, value in found if value is not None]
-
-
-NO_DURATIONS = Durations()
-
-
 @dataclass(frozen=True)
 class _DurationsField:
     durations: Durations = NO_DURATIONS
@@ -205,7 +186,7 @@ class LifespanDepends(params.Depends):
             dependency = dependency.provider
         if dependency is not None:
             check_callable(dependency)
-            _check_limits(dependency, self.durations)
+            check_limits(dependency, self.durations)
             dependency = Marker(dependency, self.use_cache, durations=self.durations)
         self.__dict__["marker"] = dependency
 
@@ -303,7 +284,7 @@ def lifespan_marker(depends: params.Depends, annotation: Any) -> Marker | None:
         return dependency
     check_callable(dependency)
     durations: Durations = getattr(depends, "durations", NO_DURATIONS)
-    _check_limits(dependency, durations)
+    check_limits(dependency, durations)
     return Marker(dependency, depends.use_cache, durations=durations)
 
 
@@ -313,7 +294,7 @@ def requirements(provider: Callable[..., Any], path: Sequence[Step] = ()) -> lis
     Raises `DependencyScopeError` for a parameter that cannot be filled at startup; `path` leads
     from the route to the provider.
     """
-    if _is_settings(provider):
+    if is_settings(provider):
         return []  # pydantic-settings fills its fields itself, whatever the signature says
     found = (requirement(provider, parameter, path) for parameter in parameters(provider))
     return [one for one in found if one is not None]
@@ -388,93 +369,3 @@ def in_seconds(duration: object) -> float:
     if isinstance(duration, int | float) and not isinstance(duration, bool):
         return duration
     return math.nan
-
-
-def _check_limits(provider: Callable[..., Any], durations: Durations) -> None:
-    __tracebackhide__ = True
-    kind = underlying(provider)
-    if isasyncgenfunction(kind) or iscoroutinefunction(kind) or is_missing(kind):
-        return
-    for option in ("start_timeout", "stop_timeout"):
-        if getattr(durations, option) is not None:
-            raise InvalidLifespanDependency(
-                provider,
-                f"cannot have a {option}: it is synchronous, so it runs in a worker thread, which "
-                "nothing can cancel",
-                "Make it asynchronous, and run the part that blocks by `await "
-                "anyio.to_thread.run_sync(function, abandon_on_cancel=True)`.",
-            )
-
-
-def _is_settings(provider: Callable[..., Any]) -> bool:
-    settings = sys.modules.get("pydantic_settings")
-    provider = underlying(provider)
-    return (
-        settings is not None
-        and isinstance(provider, type)
-        and issubclass(provider, settings.BaseSettings)
-    )
-
-
-def _check_kind(dependency: object) -> None:
-    """Raise for what is callable, or nearly so, and can't be meant."""
-    __tracebackhide__ = True
-    if inspect.iscoroutine(dependency):
-        dependency.close()  # it was never to be awaited
-    if inspect.iscoroutine(dependency) or isinstance(dependency, Generator | AsyncGenerator):
-        name = name_of(dependency)
-        raise InvalidLifespanDependency(
-            dependency,
-            f"needs the function itself, and you called `{name}()`",
-            f'Write `Depends({name}, scope="lifespan")`.',
-            asked=f'Depends({name}(), scope="lifespan")',
-        )
-    if get_origin(dependency) in (Literal, Union, UnionType) or isinstance(dependency, NewType):
-        raise InvalidLifespanDependency(
-            dependency,
-            f"needs a class or a function, and `{dependency}` makes nothing",
-            "Pass to `Depends` the function or the class that makes the value.",
-        )
-    if isinstance(dependency, _LRU_CACHE) and _is_used_up(dependency.__wrapped__):
-        raise InvalidLifespanDependency(
-            dependency,
-            "is cached by `lru_cache`, so a second start would get what the first has used up",
-            "Leave `lru_cache` out: a lifespan dependency is called once for each start.",
-        )
-
-
-_LRU_CACHE = type(functools.lru_cache(int))
-
-
-def _is_used_up(function: Callable[..., Any]) -> bool:
-    """Whether what a function returns can be used only once."""
-    kinds = isgeneratorfunction, isasyncgenfunction, iscoroutinefunction
-    return any(is_kind(function) for is_kind in kinds)
-
-
-def check_callable(dependency: object, asked: str | None = None) -> None:
-    """Raise `InvalidLifespanDependency` unless it can be a provider; `asked` tells who wants it."""
-    __tracebackhide__ = True
-    if dependency is inspect.Parameter.empty or dependency is Any:
-        raise InvalidLifespanDependency(
-            None,
-            "needs a class to infer the dependency from",
-            "Annotate the parameter with a class, or pass the dependency to `Depends`.",
-        )
-    _check_kind(dependency)
-    if not callable(dependency):
-        raise InvalidLifespanDependency(
-            dependency,
-            "needs a callable",
-            "Pass the function or the class itself, without calling it.",
-            asked=asked,
-        )
-    try:
-        hash(dependency)
-    except Exception:
-        raise InvalidLifespanDependency(
-            dependency,
-            "needs a hashable callable, to tell it from others",
-            "Give its class a `__hash__`, or wrap it in a function.",
-            asked=asked,
-        ) from None

@@ -15,14 +15,13 @@ from fastapi_lifespan_deps.exceptions import (
 
 from .params import (
     LIFESPAN_NOTE,
-    NO_DURATIONS,
     Key,
     Place,
-    check_callable,
     check_cycle,
     name_step,
     requirements,
 )
+from .provider import NO_DURATIONS, check_callable
 
 Provider = Callable[..., Any]
 

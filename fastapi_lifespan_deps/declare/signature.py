@@ -3,12 +3,14 @@
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin
 
 from fastapi import params
 from pydantic.fields import FieldInfo
+
+VARIADIC = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +54,20 @@ def parameters(call: Callable[..., Any]) -> list[Parameter]:
     return [
         Parameter.of(parameter)
         for parameter in typed_signature(call).parameters.values()
-        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if parameter.kind not in VARIADIC
     ]
 
 
 def typed_signature(call: Callable[..., Any]) -> inspect.Signature:
     """The signature of `call`, its annotations evaluated as far as the names exist at run time."""
+    call = origin_of(call)
     try:
         return inspect.signature(call, eval_str=True)
     except ValueError:  # a callable written in C that tells nothing of its parameters
         return inspect.Signature()
     except Exception:  # most often a name that exists for type checkers only
-        signature = _unevaluated_signature(call)
-    function = underlying(call)
-    names = getattr(function, "__globals__", None) or getattr(
-        sys.modules.get(getattr(function, "__module__", "")), "__dict__", {}
-    )
+        signature = plain_signature(call)
+    names = _globals_of(call)
     return signature.replace(
         parameters=[
             parameter.replace(annotation=_evaluate(parameter.annotation, names))
@@ -77,32 +77,49 @@ def typed_signature(call: Callable[..., Any]) -> inspect.Signature:
     )
 
 
-# How many layers are taken for wrappers around a callable.
-MOST_WRAPPERS = 1000
+def plain_signature(call: Callable[..., Any]) -> inspect.Signature:
+    """The signature of `call`, whose annotations need not exist yet."""
+    if sys.version_info >= (3, 14):  # pragma: no cover - Python 3.14
+        from annotationlib import Format
+
+        return inspect.signature(call, annotation_format=Format.FORWARDREF)
+    return inspect.signature(call)
 
 
-def underlying(call: Any) -> Any:
-    """The function that says how `call` is called: awaited, iterated, or in a thread."""
-    for _ in range(MOST_WRAPPERS):  # an object may say that it wraps itself
-        if inspect.isclass(call):
-            break
+def is_variadic(signature: inspect.Signature) -> bool:
+    """Whether it takes arguments that it doesn't name."""
+    return any(parameter.kind in VARIADIC for parameter in signature.parameters.values())
+
+
+def origin_of(call: Any) -> Any:
+    """The class of a generic alias, `Repo` of `Repo[User]`; anything else as it is."""
+    origin = get_origin(call)
+    return origin if inspect.isclass(origin) else call
+
+
+# How many layers of a callable are looked at; an object may say that it wraps itself.
+MOST_LAYERS = 1000
+
+
+def layers(call: Any) -> Iterator[Any]:
+    """A callable, and what it is made around: through partials, wrappers and `__call__`."""
+    for _ in range(MOST_LAYERS):
+        yield call
         if isinstance(call, functools.partial):
             call = call.func
         elif is_missing(call):  # pragma: no cover - Python 3.14
-            break  # it has every attribute that one asks for
+            return  # it has every attribute that one asks for
         elif hasattr(call, "__wrapped__"):
             call = call.__wrapped__
-        elif inspect.isroutine(call):
-            break
+        elif inspect.isroutine(call) or inspect.isclass(call):
+            return
         else:
-            call = type(call).__call__
-    return call
+            call = call.__call__
 
 
-def runs_in_thread(call: Any) -> bool:
-    """Whether FastAPI runs a callable in a worker thread."""
-    kind = underlying(call)
-    return not (inspect.iscoroutinefunction(kind) or inspect.isasyncgenfunction(kind))
+def innermost(call: Any) -> Any:
+    """The function or class that is called in the end."""
+    return [*layers(call)][-1]
 
 
 def is_missing(call: object) -> bool:
@@ -110,12 +127,11 @@ def is_missing(call: object) -> bool:
     return type(call).__module__ == "annotationlib"
 
 
-def _unevaluated_signature(call: Callable[..., Any]) -> inspect.Signature:
-    if sys.version_info >= (3, 14):  # pragma: no cover - Python 3.14
-        from annotationlib import Format
-
-        return inspect.signature(call, annotation_format=Format.FORWARDREF)
-    return inspect.signature(call)
+def _globals_of(call: Any) -> dict[str, Any]:
+    """The names that the annotations of a callable are written with."""
+    function = innermost(call)
+    module = sys.modules.get(getattr(function, "__module__", ""))
+    return getattr(function, "__globals__", None) or getattr(module, "__dict__", {})
 
 
 def _evaluate(annotation: Any, names: dict[str, Any]) -> Any:

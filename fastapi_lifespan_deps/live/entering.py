@@ -1,7 +1,7 @@
 """Entering: call a provider of any kind, in the event loop or in a worker thread, and leave it."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -11,7 +11,8 @@ from contextlib import (
 )
 from contextvars import copy_context
 from functools import partial
-from inspect import isasyncgenfunction, iscoroutine, iscoroutinefunction, isgeneratorfunction
+from inspect import iscoroutine
+from traceback import walk_tb
 from typing import Any
 
 from anyio import (
@@ -23,36 +24,38 @@ from anyio import (
     to_thread,
 )
 
+from fastapi_lifespan_deps._compat import Kind
+
 from .tasks import finished
 
 
 def entered(
-    call: Callable[[], Any], kind: Any, threads: CapacityLimiter
+    call: Callable[[], Any], kind: Kind, threads: CapacityLimiter
 ) -> AbstractAsyncContextManager[Any]:
     """A context manager that calls a provider of any kind, and is left by its code after `yield`.
 
-    `kind` is the function that says how to call it (signature.underlying). Nothing here holds the
-    value, so that the code after `yield` can give its memory back; and nothing is between the
-    provider and who enters it, for contextlib's own managers lose an exception that is frozen.
+    `kind` says how to call it. Nothing here holds the value, so that the code after `yield` can
+    give its memory back; and nothing is between the provider and who enters it, for contextlib's
+    own managers lose an exception that is frozen.
     """
     # One context for both ends, so that a context variable that was set can be reset.
     run = partial(_in_thread, threads, copy_context().run)
-    if isasyncgenfunction(kind):
+    if kind is Kind.ASYNC_GENERATOR:
         context: AbstractAsyncContextManager[Any] = _context(call(), asynccontextmanager)
         return context
-    return _InThread(call, run) if isgeneratorfunction(kind) else _Called(call, kind, run)
+    return _InThread(call, run) if kind is Kind.GENERATOR else _Called(call, kind, run)
 
 
 class _Called(AbstractAsyncContextManager[Any]):
     """A function that has nothing to do at the end."""
 
-    def __init__(self, call: Callable[[], Any], kind: Any, run: Callable[..., Any]) -> None:
+    def __init__(self, call: Callable[[], Any], kind: Kind, run: Callable[..., Any]) -> None:
         self._call = call
         self._kind = kind
         self._run = run
 
     async def __aenter__(self) -> Any:
-        if iscoroutinefunction(self._kind):
+        if self._kind is Kind.COROUTINE:
             return await self._call()
         value = await self._run(self._call)
         # a lambda around an async function, say: a coroutine is of no use to many requests
@@ -65,7 +68,31 @@ def _context(result: Any, make: Callable[..., Any]) -> Any:
     """What a generator function returned, as a context manager; a decorated one gives it so."""
     if isinstance(result, AbstractContextManager | AbstractAsyncContextManager):
         return result
+    if iscoroutine(result):
+        result.close()  # nobody will await it
+    if not isinstance(result, Iterator | AsyncIterator):
+        raise TypeError(
+            "FastAPI takes it for a generator function, for that is what it wraps, and it "
+            f"returned a `{type(result).__name__}`, over which nobody can iterate"
+        )
     return make(lambda: result)()
+
+
+def explanation(error: BaseException, kind: Kind) -> str:
+    """What there is to add to the error of a start."""
+    if not isinstance(error, RuntimeError):
+        return ""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    # contextlib says so of the provider, and not of something that the provider calls
+    is_ours = frames[-2].f_globals.get("__package__") == __package__
+    if error.args == ("generator didn't yield",) and is_ours:
+        return "It came to its end without a `yield`. Let it yield on every way, `None` if need be."
+    if "event loop" in str(error) and not kind.is_async:
+        return (
+            "It is no `async def`, so it is called in a worker thread, where no event loop runs. "
+            "Make it one, and what it makes belongs to the application's event loop."
+        )
+    return ""
 
 
 class _InThread(AbstractAsyncContextManager[Any]):

@@ -21,7 +21,7 @@ from anyio import (
 
 from fastapi_lifespan_deps.absence import ended_by_itself
 from fastapi_lifespan_deps.declare.plan import Node
-from fastapi_lifespan_deps.declare.signature import underlying
+from fastapi_lifespan_deps.declare.provider import check_value, how_to_call
 from fastapi_lifespan_deps.events import Events
 from fastapi_lifespan_deps.exceptions import (
     LifespanTimeout,
@@ -33,7 +33,7 @@ from fastapi_lifespan_deps.exceptions import (
     name_of,
 )
 
-from .entering import entered
+from .entering import entered, explanation
 from .tasks import Tasks, finished
 
 # How many synchronous dependencies of one run may be starting or stopping at a time.
@@ -120,6 +120,7 @@ class Instance:
                     self._start_scope.deadline = began + self.recipe.start_timeout
                 events.tell("starting", provider)
                 async with self._entered() as self.value:
+                    check_value(provider, self.value)
                     self._life_scope.shield = True
                     self.start_seconds = current_time() - began
                     self.start_over.set()
@@ -136,7 +137,8 @@ class Instance:
             self.error, self.given_up = error.failure, False
         except BaseException as error:
             step = "start" if not self.started else "serve" if self.died_of is self else "stop"
-            add_note(error, f"`{name_of(provider)}` ({location_of(provider)}) failed to {step}")
+            note = f"`{name_of(provider)}` ({location_of(provider)}) failed to {step}"
+            add_note(error, f"{note}. {explanation(error, how_to_call(provider))}".rstrip(". "))
             self.error = error
         finally:
             self._note_timeout()
@@ -158,7 +160,7 @@ class Instance:
             for name, other in self.recipe.arguments.items()
         }
         call = partial(provider, **arguments)
-        return entered(call, underlying(provider), self._supervisor.threads)
+        return entered(call, how_to_call(provider), self._supervisor.threads)
 
     async def _until_stopped(self) -> None:
         try:

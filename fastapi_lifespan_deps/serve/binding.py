@@ -6,24 +6,19 @@ import inspect
 import operator
 import threading
 from collections.abc import Callable, Generator, Mapping
-from typing import Any
+from typing import Any, Self
 
 from fastapi import params
 from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_dependant
 from starlette.requests import HTTPConnection
 
-from fastapi_lifespan_deps._compat import EndpointContexts
+from fastapi_lifespan_deps._compat import EndpointContexts, Kind, kind_of
 from fastapi_lifespan_deps.absence import not_running
-from fastapi_lifespan_deps.declare.collect import Injection, Route, lifespan_children
+from fastapi_lifespan_deps.declare.collect import NO_INJECTION, Injection, Route, lifespan_children
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY, Key, Marker
 from fastapi_lifespan_deps.declare.plan import OverridesProvider
-from fastapi_lifespan_deps.declare.signature import (
-    Parameter,
-    runs_in_thread,
-    typed_signature,
-    underlying,
-)
+from fastapi_lifespan_deps.declare.signature import Parameter, typed_signature
 
 # FastAPI's dependants belong to the application, not to a run: two runs that start in two
 # threads must not bind one of them twice.
@@ -42,7 +37,7 @@ class Binder:
         self._application = application
         # What was bound for one route serves the others of its application too. The objects of
         # which these are the ids live as long as the routes.
-        self._bound: dict[tuple[int, int], BoundCall] = {}
+        self._bound: dict[tuple[int, int], tuple[BoundCall, str | None]] = {}
         self._contexts: dict[int, EndpointContexts] = {}
 
     def bind(self, route: Route) -> None:
@@ -54,7 +49,7 @@ class Binder:
             kept = self._kept(route, keys)
             # what an endpoint uses through others is held for its thread, too
             is_using = not all(map(operator.is_, kept, others)) or any(map(_takes_container, kept))
-            is_held = is_using and runs_in_thread(dependant.call)
+            is_held = is_using and _runs_in_thread(dependant.call)
             if route.has_endpoint and (keys or is_held):
                 self._bind_endpoint(route, keys)
             dependant.dependencies[:] = kept
@@ -77,10 +72,9 @@ class Binder:
         # No parameter can have this name, and nobody reads an endpoint's signature again.
         name = dependant.http_connection_param_name or "lifespan connection"
         keep = name == dependant.http_connection_param_name
-        dependant.call = bound = injecting(
-            _injection(dependant, route.overrides_provider, keys), name, keep
-        )
-        functools.update_wrapper(bound, call, updated=())
+        injection = _injection(dependant, route.overrides_provider, keys)
+        bound = _BOUND.get(kind_of(call), BoundCall)(call, injection, name, keep)
+        dependant.call = bound
         dependant.http_connection_param_name = name
         application = route.overrides_provider or self._application
         if id(application) not in self._contexts:
@@ -96,66 +90,63 @@ class Binder:
         kept = [self._bind_dependency(child, overrides_provider) for child in others]
         is_using = keys or not all(map(operator.is_, kept, others))
         if not is_using and not (
-            any(map(_takes_container, kept)) and runs_in_thread(dependant.call)
+            any(map(_takes_container, kept)) and _runs_in_thread(dependant.call)
         ):
             return dependant
         identity = id(dependant.call), id(overrides_provider)
-        call = self._bound.get(identity)
-        if call is None:
+        if identity not in self._bound:
             below = {child.name: child.call for child in kept if isinstance(child.call, BoundCall)}
             injection = _injection(dependant, overrides_provider, keys)
-            call = self._bound[identity] = BoundCall(dependant, injection, below)
+            self._bound[identity] = _bound_dependency(dependant, injection, below)
+        call, name = self._bound[identity]
         if dependant.call != call:  # its own `__eq__` knows no stranger: overrides would miss it
             return dependant
         # a fresh object: 0.123.5 remembers the call of the old one
         return dataclasses.replace(
-            dependant,
-            call=call,
-            dependencies=kept,
-            http_connection_param_name=call.connection_parameter,
+            dependant, call=call, dependencies=kept, http_connection_param_name=name
         )
 
 
-class BoundCall:
-    """A request-scoped dependency that takes values, or has another one below it that does.
+class BoundCall(functools.partial[Any]):
+    """Stands for a callable of a route, and gives it the values of the request's generation.
 
-    It equals the original, so that `dependency_overrides` and FastAPI's cache still find it.
-    Its signature leads to what was bound: while overrides are active, FastAPI builds the
-    dependant from it again for every request.
+    FastAPI and others look through a `partial` for what they want to know of a callable, above
+    all how to call it: they find what they would find without us. It equals the original, so that
+    `dependency_overrides` and FastAPI's cache still find it.
     """
+
+    __slots__ = ("__lifespan_injection__", "_name", "_take")
 
     __wrapped__: Callable[..., Any]
 
+    def __new__(cls, call: Callable[..., Any], *_: object) -> Self:
+        return super().__new__(cls, call)
+
     def __init__(
-        self, dependant: Dependant, injection: Injection, below: Mapping[str | None, "BoundCall"]
+        self, call: Callable[..., Any], injection: Injection, name: str, keep: bool
     ) -> None:
-        call = dependant.call
-        assert call is not None
-        functools.update_wrapper(self, call, updated=())
-        signature = typed_signature(call)
-        injected = {name for name, _ in injection.parameters}
-        kept = [
-            _redirected(parameter, below.get(name))
-            for name, parameter in signature.parameters.items()
-            if name not in injected
-        ]
-        self._call = call
-        self.connection_parameter = dependant.http_connection_param_name
-        if injection.parameters or runs_in_thread(call):
-            self.__lifespan_injection__ = injection
-            name = self.connection_parameter or _unused_name(signature)
-            self._call = injecting(injection, name, keep=name == self.connection_parameter)
-            if name != self.connection_parameter:
-                self.connection_parameter = name
-                kind = inspect.Parameter.KEYWORD_ONLY
-                kept.append(inspect.Parameter(name, kind, annotation=HTTPConnection))
-        kept.sort(key=operator.attrgetter("kind"))
-        self.__signature__ = signature.replace(parameters=kept)
-        # Up to 0.123.4 FastAPI looks here, not at `__wrapped__`, for what kind of callable it is.
-        self.__dict__["__call__"] = functools.partial(underlying(call))
+        functools.update_wrapper(self, call)  # with all that others have left on the original
+        self.__lifespan_injection__ = injection  # found again by collect.py
+        self._name = name  # of the parameter that takes the connection
+        self._take = operator.getitem if keep else dict.pop
+        # Up to 0.123.4 FastAPI looks through no `partial`: it looks at this.
+        is_plain = inspect.isroutine(call) or inspect.isclass(call)
+        seen = functools.partial(call) if is_plain else getattr(call, "__call__")  # noqa: B004, B009
+        self.__dict__["__call__"] = seen
 
     def __call__(self, /, **values: Any) -> Any:
-        return self._call(**values)
+        """Call it in the event loop; the hot path of every request.
+
+        It takes `**values` only, for the endpoint may use any other name for itself.
+        """
+        connection = self._take(values, self._name)
+        pin = connection.scope.get(SCOPE_KEY)
+        injection = self.__lifespan_injection__
+        if pin is None:
+            raise not_running(injection.parameters[0][1].provider, connection.scope)
+        if pin.holder is not connection.scope:
+            pin = pin.run.follow(pin, connection.scope)
+        return pin.generation[injection](**values)
 
     def __eq__(self, other: object) -> bool:
         return self.__wrapped__ == (other.__wrapped__ if isinstance(other, BoundCall) else other)
@@ -163,11 +154,101 @@ class BoundCall:
     def __hash__(self) -> int:
         return hash(self.__wrapped__)
 
+    def __reduce__(self) -> Any:
+        keep = self._take is operator.getitem
+        arguments = self.__wrapped__, self.__lifespan_injection__, self._name, keep
+        return type(self), arguments, self.__dict__
+
+    def __setstate__(self, state: Any) -> None:
+        self.__dict__.update(state)
+
+
+class _CallInThread(BoundCall):
+    """The same in a worker thread, which may outlive its request: it holds the values."""
+
+    __slots__ = ()
+
+    def __call__(self, /, **values: Any) -> Any:
+        connection = self._take(values, self._name)
+        pin = connection.scope.get(SCOPE_KEY)
+        injection = self.__lifespan_injection__
+        if pin is None:
+            if injection.parameters:
+                raise not_running(injection.parameters[0][1].provider, connection.scope)
+            return injection.call(**values)  # what it needs was overridden
+        if pin.holder is not connection.scope:
+            pin = pin.run.follow(pin, connection.scope)
+        return self._within(pin, pin.generation[injection], values)
+
+    def _within(self, pin: Any, call: Callable[..., Any], values: dict[str, Any]) -> Any:
+        pin.enter_thread()
+        try:
+            return call(**values)
+        finally:
+            pin.leave_thread()
+
+
+class _GeneratorInThread(_CallInThread):
+    """A generator function, whose steps are taken in worker threads."""
+
+    __slots__ = ()
+
+    def _within(self, pin: Any, call: Callable[..., Any], values: dict[str, Any]) -> Any:
+        result = call(**values)
+        return held(pin, result) if isinstance(result, Generator) else result
+
+
+class _Passing(BoundCall):
+    """It takes no values itself, but has a dependency below it that does."""
+
+    __slots__ = ()
+
+    def __call__(self, /, **values: Any) -> Any:
+        return self.__wrapped__(**values)
+
+
+_BOUND = {Kind.FUNCTION: _CallInThread, Kind.GENERATOR: _GeneratorInThread}
+
+
+def _bound_dependency(
+    dependant: Dependant, injection: Injection, below: Mapping[str | None, BoundCall]
+) -> tuple[BoundCall, str | None]:
+    """What stands for a request-scoped dependency, and the parameter that takes the connection.
+
+    Its signature leads to what was bound: while overrides are active, FastAPI builds the
+    dependant from it again for every request.
+    """
+    call = injection.call
+    signature = typed_signature(call)
+    injected = {name for name, _ in injection.parameters}
+    kept = [
+        _redirected(parameter, below.get(name))
+        for name, parameter in signature.parameters.items()
+        if name not in injected
+    ]
+    name = known = dependant.http_connection_param_name
+    kind = kind_of(call)
+    if injected or not kind.is_async:
+        name = known or _unused_name(signature)
+        bound = _BOUND.get(kind, BoundCall)(call, injection, name, name == known)
+        if name != known:
+            keyword = inspect.Parameter.KEYWORD_ONLY
+            kept.append(inspect.Parameter(name, keyword, annotation=HTTPConnection))
+    else:
+        bound = _Passing(call, NO_INJECTION, "", True)
+    kept.sort(key=operator.attrgetter("kind"))
+    bound.__dict__["__signature__"] = signature.replace(parameters=kept)
+    return bound, name
+
 
 def _takes_container(dependant: Dependant) -> bool:
     """Whether solving it gives the container, and with it any value."""
     is_container = hasattr(dependant.call, "__lifespan_container__")
     return is_container or any(map(_takes_container, dependant.dependencies))
+
+
+def _runs_in_thread(call: Any) -> bool:
+    return not kind_of(call).is_async
 
 
 def _injection(
@@ -194,58 +275,6 @@ def _redirected(parameter: inspect.Parameter, call: BoundCall | None) -> inspect
     # have bound the same dependency.
     depends = dataclasses.replace(depends, dependency=call)
     return parameter.replace(default=depends, annotation=Any)
-
-
-def injecting(injection: Injection, connection_parameter: str, keep: bool) -> Callable[..., Any]:
-    """The callable of `injection` with its values; the hot path of every request.
-
-    It takes `**values` only, for the endpoint may use any other name for itself.
-    """
-    take = operator.getitem if keep else dict.pop
-    kind = underlying(injection.call)
-    if inspect.iscoroutinefunction(kind) or inspect.isasyncgenfunction(kind):
-        bound = _injecting(injection, connection_parameter, take)
-    else:
-        is_generator = inspect.isgeneratorfunction(kind)
-        bound = _injecting_in_thread(injection, connection_parameter, take, is_generator)
-    bound.__lifespan_injection__ = injection  # type: ignore[attr-defined]  # found again by collect.py
-    return bound
-
-
-def _injecting(injection: Injection, name: str, take: Callable[..., Any]) -> Callable[..., Any]:
-    def bound(**values: Any) -> Any:
-        connection = take(values, name)
-        pin = connection.scope.get(SCOPE_KEY)
-        if pin is None:
-            raise not_running(injection.parameters[0][1].provider, connection.scope)
-        if pin.holder is not connection.scope:
-            pin = pin.run.follow(pin, connection.scope)
-        return pin.generation[injection](**values)
-
-    return bound
-
-
-def _injecting_in_thread(
-    injection: Injection, name: str, take: Callable[..., Any], is_generator: bool
-) -> Callable[..., Any]:
-    def bound(**values: Any) -> Any:
-        connection = take(values, name)
-        pin = connection.scope.get(SCOPE_KEY)
-        if pin is None:
-            if injection.parameters:
-                raise not_running(injection.parameters[0][1].provider, connection.scope)
-            return injection.call(**values)  # what it needs was overridden
-        if pin.holder is not connection.scope:
-            pin = pin.run.follow(pin, connection.scope)
-        if is_generator:
-            return held(pin, pin.generation[injection](**values))
-        pin.enter_thread()
-        try:
-            return pin.generation[injection](**values)
-        finally:
-            pin.leave_thread()
-
-    return bound
 
 
 def held(pin: Any, generator: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 
 from fastapi import APIRouter
 
-from fastapi_lifespan_deps._compat import hooked_router
+from fastapi_lifespan_deps._compat import hooked_router, is_async_callable
 from fastapi_lifespan_deps.declare.collect import (
     LifecycleFunction,
     ListedDependency,
@@ -287,7 +287,7 @@ class Lifecycle:
         # As in FastAPI, a synchronous hook runs in the event loop.
         run = self._run
         result = hook() if run is None else run.current[self._function(hook).injection]()
-        if inspect.iscoroutine(result):
+        if is_async_callable(hook):
             await result
 
     def _without_place(self, kind: str) -> list[Hook]:
