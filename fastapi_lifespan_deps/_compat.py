@@ -201,7 +201,9 @@ class EndpointContexts:
             name = call.__name__
             context = {"file": code.co_filename, "line": inner.co_firstlineno, "function": name}
         else:
-            # it is remembered for the original as well, of which FastAPI never asks
+            # it is remembered for the original as well, of which FastAPI never asks; what it
+            # remembers may be another's, that is no more
+            self._known.pop(id(call), None)
             context = {**routing._extract_endpoint_context(call)}
             self._known.pop(id(call), None)
         self._known[id(bound)] = context

@@ -32,10 +32,11 @@ def served(annotation: Any, depends: Any) -> Any:
     app = LifespanFastAPI()
     given = []
 
-    @app.get("/")
-    async def read(value: annotation = depends) -> None:
+    async def read(value: Any = depends) -> None:
         given.append(value)
 
+    read.__annotations__["value"] = annotation
+    app.get("/")(read)
     with TestClient(app) as client:
         assert client.get("/").status_code == 200
     return given[0]
@@ -232,6 +233,14 @@ class Visible(Base):
         super().__init__(url=url, **kwargs)
 
 
+def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
 @pytest.mark.parametrize(
     "provider",
     [
@@ -239,7 +248,7 @@ class Visible(Base):
         functools.partial(create_engine, "postgres://"),
         functools.partial(lambda *args: args[0], "postgres://"),
         SessionMaker("postgres://"),
-        functools.wraps(create_engine)(lambda *args, **kwargs: create_engine(*args, **kwargs)),
+        decorated(create_engine),
     ],
 )
 def test_k2_what_names_its_parameters_or_was_given_them_is_taken(
@@ -254,7 +263,7 @@ def test_k2_a_class_may_pass_on_what_it_declares_itself() -> None:
 
 def test_k2_what_was_refused_is_taken_when_it_is_wrapped_as_the_message_says() -> None:
     async def get_logged_pool(url: Url) -> Any:
-        return await logged(get_pool)(url)
+        return await logged(get_pool)(url=url)
 
     assert served(Any, Depends(get_logged_pool, scope="lifespan")) == "postgres://"
 

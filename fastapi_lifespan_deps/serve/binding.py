@@ -131,8 +131,7 @@ class BoundCall(functools.partial[Any]):
         self._take = operator.getitem if keep else dict.pop
         # Up to 0.123.4 FastAPI looks through no `partial`: it looks at this.
         is_plain = inspect.isroutine(call) or inspect.isclass(call)
-        seen = functools.partial(call) if is_plain else getattr(call, "__call__")  # noqa: B004, B009
-        self.__dict__["__call__"] = seen
+        self.__dict__["__call__"] = call if is_plain else getattr(call, "__call__")  # noqa: B004, B009
 
     def __call__(self, /, **values: Any) -> Any:
         """Call it in the event loop; the hot path of every request.
