@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .exceptions import UnavailableLifespanDependency, UninitializedLifespanDependency
+from .exceptions import UnavailableLifespanDependency, UninitializedLifespanDependency, name_of
 
 Provider = Callable[..., Any]
 
@@ -113,16 +113,50 @@ class Runs(Protocol):
     def are_here(self) -> bool: ...
     @property
     def are_empty(self) -> bool: ...
+    def find(self, scope: Any) -> Any: ...
+
+
+def runs_of(scope: Any) -> Runs | None:
+    """The runs of the application that is named in a scope; None if it doesn't know them."""
+    # Starlette keeps the outermost router: a mounted application runs with that
+    routers = scope.get("router"), getattr(scope.get("app"), "router", None)
+    known = (getattr(router, "lifespan_runs", None) for router in routers)
+    return next((one for one in known if one is not None), None)
+
+
+def current_run(scope: Any) -> Any:
+    """The run with values that a request would be pinned to, if it came to the application.
+
+    None if there is none. For those who make a request of their own and name the application.
+    """
+    runs = runs_of(scope)
+    run = None if runs is None else runs.find(scope)
+    return None if run is None or run.is_empty else run
+
+
+def without_request(provider: Provider) -> UninitializedLifespanDependency:
+    return UninitializedLifespanDependency(
+        provider,
+        "somebody else than FastAPI has called what declares it, without a request",
+        outside_of_requests(provider),
+    )
+
+
+def outside_of_requests(provider: Provider) -> str:
+    """The advice for code that is not called by FastAPI."""
+    return (
+        "Outside of requests, ask the running application: "
+        f"`app.lifespan_container[{name_of(provider)}]`."
+    )
 
 
 def not_running(provider: Provider, scope: Any) -> UninitializedLifespanDependency:
     """Say why a request was pinned to no run."""
-    app = scope.get("app")
-    # Starlette keeps the outermost router: a mounted application runs with that
-    routers = scope.get("router"), getattr(app, "router", None)
-    known = (getattr(router, "lifespan_runs", None) for router in routers)
-    runs: Runs | None = next((one for one in known if one is not None), None)
-    if runs is None:
+    app, runs = scope.get("app"), runs_of(scope)
+    if app is None and runs is None:
+        problem = "the request names no application: whoever made it left `app` out of its scope"
+        advice = outside_of_requests(provider)
+    elif runs is None:
         problem = (
             f'the application is a plain {type(app).__name__}, which does not know scope="lifespan"'
         )

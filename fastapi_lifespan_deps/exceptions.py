@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from traceback import format_exception
-from typing import Any, NamedTuple, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin
 
 from fastapi import exceptions as fastapi_exceptions
 from fastapi.exceptions import HTTPException
@@ -248,14 +249,21 @@ def name_of(call: object) -> str:
             return f"partial({name_of(call.func)})"
         if isinstance(call, str | int | None):
             return repr(call)
-        if inspect.isclass(get_origin(call)):  # a generic alias
-            names = ", ".join(map(name_of, get_args(call)))
-            return f"{name_of(get_origin(call))}[{names}]"
+        if inspect.isclass(get_origin(call)) or get_origin(call) is Union:
+            return _name_of_alias(call)
         name = getattr(call, "__qualname__", None)
     except Exception:  # it answers what it likes
         name = None
     # no `repr`: it may hold a password, or fill a screen
     return name if isinstance(name, str) and name else f"{type(call).__qualname__}(...)"
+
+
+def _name_of_alias(alias: object) -> str:
+    """`Repo[User]`, `User | None`."""
+    origin = get_origin(alias)
+    names = ["None" if one is NoneType else name_of(one) for one in get_args(alias)]
+    is_union = origin in (Union, UnionType)
+    return " | ".join(names) if is_union else f"{name_of(origin)}[{', '.join(names)}]"
 
 
 def location_of(call: object) -> str:

@@ -16,7 +16,7 @@ from fastapi_lifespan_deps._compat import (
     is_frontend,
     listed_dependencies,
 )
-from fastapi_lifespan_deps.exceptions import Step
+from fastapi_lifespan_deps.exceptions import InvalidLifespanDependency, Step, name_of
 
 from .params import (
     LIFESPAN_NOTE,
@@ -134,6 +134,25 @@ class LifecycleFunction:
         keys = ((one.name, self._key(one)) for one in self._parameters)
         found = tuple((name, key) for name, key in keys if key is not None)
         self.injection = Injection(overrides_provider, found, function)
+        self._check_wrapper(passed)
+
+    def _check_wrapper(self, passed: int) -> None:
+        """Raise if what wraps the function does not take what the function declares."""
+        names = [name or "" for name, _ in self.injection.parameters]
+        try:
+            own = inspect.signature(self.function, follow_wrapped=False)
+        except ValueError:  # written in C
+            return
+        try:
+            own.bind_partial(*[None] * passed, **dict.fromkeys(names))
+        except TypeError:
+            raise InvalidLifespanDependency(
+                self.function,
+                f"declares `{'`, `'.join(names)}`, and what wraps it takes no such argument",
+                "Let the wrapper pass its arguments on, or ask `app.lifespan_container` in the "
+                "function for the values.",
+                asked=name_of(self.function),
+            ) from None
 
     @property
     def target(self) -> Callable[..., Any]:

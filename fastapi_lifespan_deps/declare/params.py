@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, Never
 
 from fastapi import Depends as FastAPIDepends
 from fastapi import params
@@ -16,7 +16,12 @@ from starlette.background import BackgroundTasks
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from fastapi_lifespan_deps.absence import not_running
+from fastapi_lifespan_deps.absence import (
+    current_run,
+    not_running,
+    outside_of_requests,
+    without_request,
+)
 from fastapi_lifespan_deps.exceptions import (
     DependencyCycleError,
     DependencyScopeError,
@@ -166,6 +171,17 @@ class LifespanDepends(params.Depends):
     def __hash__(self) -> int:
         return hash(self._identity)
 
+    def __getattr__(self, name: str) -> Never:
+        marker: Marker | None = self.__dict__.get("marker")
+        if name.startswith("_") or marker is None:
+            raise AttributeError(name)
+        # a function was called with its defaults, which are its declarations
+        raise AttributeError(
+            f"This is the declaration of `{name_of(marker.provider)}`, not its value: whoever "
+            "called the function did not give it what it declares. "
+            f"{outside_of_requests(marker.provider)}"
+        )
+
     @property
     def _identity(self) -> tuple[object, ...]:
         return self.dependency, self.use_cache, self.scope, self.durations
@@ -242,11 +258,16 @@ class Marker:
         kind = inspect.Parameter.KEYWORD_ONLY
         return inspect.Signature([inspect.Parameter("connection", kind, annotation=HTTPConnection)])
 
-    async def __call__(self, connection: HTTPConnection) -> Any:
-        pin = connection.scope.get(SCOPE_KEY)
-        if pin is None:
-            raise not_running(self.provider, connection.scope)
-        return await pin.run.marked_value(pin, self, connection.scope)
+    async def __call__(self, connection: HTTPConnection | None = None) -> Any:
+        if connection is None:
+            raise without_request(self.provider)
+        scope = connection.scope
+        pin = scope.get(SCOPE_KEY)
+        # Somebody else may solve it, on a request of his own that names our application.
+        run = current_run(scope) if pin is None else pin.run
+        if run is None:
+            raise not_running(self.provider, scope)
+        return await run.marked_value(pin, self, scope)
 
 
 def _owner(call: Any) -> Hashable:

@@ -9,13 +9,13 @@ from starlette.requests import HTTPConnection
 from typing_extensions import TypeVar
 
 from fastapi_lifespan_deps._compat import overrides_provider_of
-from fastapi_lifespan_deps.absence import not_running
+from fastapi_lifespan_deps.absence import current_run, not_running
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY, Key, in_seconds
 from fastapi_lifespan_deps.declare.plan import OverridesProvider
 from fastapi_lifespan_deps.live.generation import Generation, Pin
 from fastapi_lifespan_deps.live.refresh import Draining, Policy
 
-from .run import Run, Runs
+from .run import Run
 
 T = TypeVar("T")
 D = TypeVar("D", default=None)
@@ -179,12 +179,10 @@ async def get_container(connection: HTTPConnection) -> LifespanContainer:
         pin.run.live.supervisor.tasks.check_loop()
         pin.run.live.give_everything(pin)
         return LifespanContainer(pin.run, overrides_provider_of(scope), pin)
-    app = scope.get("app")
-    runs: Runs | None = getattr(getattr(app, "router", None), "lifespan_runs", None)
-    run = None if runs is None else runs.find(scope)
-    if run is None or run.is_empty:
+    run = current_run(scope)
+    if run is None:
         raise not_running(get_container, scope)
-    return LifespanContainer(run, app)
+    return LifespanContainer(run, scope.get("app"))
 
 
 get_container.__lifespan_container__ = True  # type: ignore[attr-defined]  # read by collect.py

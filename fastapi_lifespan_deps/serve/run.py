@@ -116,18 +116,22 @@ class Run:
             return self.live.following(pin, scope)
         return anyio.from_thread.run_sync(self.live.following, pin, scope)
 
-    async def marked_value(self, pin: Pin, marker: Marker, scope: Scope) -> Any:
-        """The value for a marker that FastAPI calls itself, where the route was not bound."""
+    async def marked_value(self, pin: Pin | None, marker: Marker, scope: Scope) -> Any:
+        """The value for a marker that FastAPI calls itself, where the route was not bound.
+
+        Without a pin it is the current value, which nobody keeps alive for who asks.
+        """
         if not (marker.use_cache or marker.place):
             raise unknown_place(marker.provider)
         key = Key(marker.provider, marker.place)
-        generation = pin.generation
-        if (overrides_provider_of(scope), key) not in generation.plan.resolved:
+        generation = self.current if pin is None else pin.generation
+        if pin is None or (overrides_provider_of(scope), key) not in generation.plan.resolved:
             # FastAPI takes the override that is there when it gets to it. If that was set after
             # the request arrived, the request is pinned to its values as well.
-            await self.overrides.apply()
+            if self.overrides.have_changed():
+                await self.overrides.apply()
             generation = self.current
-            if generation not in pin.generations:
+            if pin is not None and generation not in pin.generations:
                 pin.extend().others += (generation,)
                 generation.pins[pin] = None
         return generation.value(overrides_provider_of(scope), key)
