@@ -24,6 +24,7 @@ from .params import (
     Marker,
     has_lifespan_scope,
     lifespan_marker,
+    marker_behind,
     name_step,
     requirement,
 )
@@ -263,8 +264,9 @@ def lifespan_children(dependant: Dependant, route: Route | None = None) -> dict[
     keys = {}
     for index, child in enumerate(dependant.dependencies):
         declaration = listed[index] if index < len(listed) else child
-        if isinstance(child.call, Marker):
-            marker = child.call
+        marker = marker_behind(child.call)
+        if marker is not None:
+            pass
         elif child.call and has_lifespan_scope(declaration):  # declared by FastAPI's own Depends
             marker = Marker(child.call, declaration.use_cache)
         else:

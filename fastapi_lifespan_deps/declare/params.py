@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from types import FunctionType
 from typing import Any, Literal, Never
 
 from fastapi import Depends as FastAPIDepends
@@ -32,7 +33,7 @@ from fastapi_lifespan_deps.exceptions import (
 )
 
 from .provider import NO_DURATIONS, Durations, check_callable, check_limits, is_settings
-from .signature import Parameter, parameters
+from .signature import Parameter, layers, parameters
 
 # Where the pin of a request stands in its ASGI scope, and its run in the lifespan state.
 SCOPE_KEY = "fastapi_lifespan_deps"
@@ -198,8 +199,9 @@ class LifespanDepends(params.Depends):
         self, dependency: Callable[..., Any] | None
     ) -> None:
         __tracebackhide__ = True
-        if isinstance(dependency, Marker):  # a copy, perhaps with another `use_cache`
-            dependency = dependency.provider
+        known = marker_behind(dependency)
+        if known is not None:  # a copy, perhaps with another `use_cache`
+            dependency = known.provider
         if dependency is not None:
             check_callable(dependency)
             check_limits(dependency, self.durations)
@@ -223,6 +225,10 @@ class Key:
     place: Place | None = None
     # of the one declaration that this comes from; another one asks for the same value
     durations: Durations = field(default=NO_DURATIONS, compare=False)
+
+
+# Who calls a marker without a connection is not FastAPI.
+NO_CONNECTION: Any = None
 
 
 @dataclass(frozen=True)
@@ -258,8 +264,8 @@ class Marker:
         kind = inspect.Parameter.KEYWORD_ONLY
         return inspect.Signature([inspect.Parameter("connection", kind, annotation=HTTPConnection)])
 
-    async def __call__(self, connection: HTTPConnection | None = None) -> Any:
-        if connection is None:
+    async def __call__(self, connection: HTTPConnection = NO_CONNECTION) -> Any:
+        if connection is NO_CONNECTION:
             raise without_request(self.provider)
         scope = connection.scope
         pin = scope.get(SCOPE_KEY)
@@ -268,6 +274,21 @@ class Marker:
         if run is None:
             raise not_running(self.provider, scope)
         return await run.marked_value(pin, self, scope)
+
+
+def marker_behind(call: Any) -> Marker | None:
+    """The marker that a callable is, or that others have wrapped; None if there is none."""
+    if isinstance(call, Marker):
+        return call
+    if call is None or (type(call) is FunctionType and not call.__dict__):  # most often
+        return None
+    for layer in layers(call):
+        # a bound method of it; or an object that holds it, and equals it for overrides' sake
+        held = getattr(layer, "__self__", None), *getattr(layer, "__dict__", {}).values()
+        for one in (layer, *held):
+            if isinstance(one, Marker):
+                return one
+    return None
 
 
 def _owner(call: Any) -> Hashable:
@@ -301,8 +322,9 @@ def lifespan_marker(depends: params.Depends, annotation: Any) -> Marker | None:
     if not has_lifespan_scope(depends):
         return None
     dependency = annotation if depends.dependency is None else depends.dependency
-    if isinstance(dependency, Marker):
-        return dependency
+    known = marker_behind(dependency)
+    if known is not None:
+        return known
     check_callable(dependency)
     durations: Durations = getattr(depends, "durations", NO_DURATIONS)
     check_limits(dependency, durations)

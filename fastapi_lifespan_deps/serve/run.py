@@ -128,8 +128,7 @@ class Run:
         if pin is None or (overrides_provider_of(scope), key) not in generation.plan.resolved:
             # FastAPI takes the override that is there when it gets to it. If that was set after
             # the request arrived, the request is pinned to its values as well.
-            if self.overrides.have_changed():
-                await self.overrides.apply()
+            await self.overrides.apply()
             generation = self.current
             if pin is not None and generation not in pin.generations:
                 pin.extend().others += (generation,)
