@@ -257,25 +257,25 @@ def declared(
 
 def lifespan_children(dependant: Dependant, route: Route | None = None) -> dict[int, Key]:
     """The lifespan declarations among the dependencies of a dependant, by their index."""
-    # FastAPI puts the `dependencies=[...]` of a route first, without their `use_cache` (all
-    # releases) and `scope` (0.121.0): a stock declaration is read from the list itself.
-    is_bound = injection_of(dependant.call) is not NO_INJECTION
-    listed = () if route is None or is_bound else route.listed_dependencies
+    listed = [] if route is None else list(enumerate(route.listed_dependencies))
     keys = {}
     for index, child in enumerate(dependant.dependencies):
-        declaration = listed[index] if index < len(listed) else child
+        declaration: Any = child
+        owner: Any = dependant.call
+        position: str | int = child.name or -1 - index
+        if route is not None and child.name is None:
+            # FastAPI puts the `dependencies=[...]` of a route here without their `use_cache` (all
+            # releases) and `scope` (0.121.0), and others may have put theirs between them.
+            place = next((one for one in listed if one[1].dependency is child.call), None)
+            if place is not None:
+                listed.remove(place)
+                position, declaration = place
+            owner = route.label, route.number
         marker = marker_behind(child.call)
+        if marker is None and child.call and has_lifespan_scope(declaration):
+            marker = Marker(child.call, declaration.use_cache)  # declared by FastAPI's own Depends
         if marker is not None:
-            pass
-        elif child.call and has_lifespan_scope(declaration):  # declared by FastAPI's own Depends
-            marker = Marker(child.call, declaration.use_cache)
-        else:
-            continue
-        if child.name is not None:
-            keys[index] = marker.key(dependant.call, child.name)
-        else:
-            assert route is not None  # only a route has dependencies without a name
-            keys[index] = marker.key((route.label, route.number), index)
+            keys[index] = marker.key(owner, position)
     return keys
 
 

@@ -59,6 +59,11 @@ class LifespanFastAPI(FastAPI):
             self, lifespan_start=lifespan_start, on_lifespan_event=on_lifespan_event
         )
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "router":  # a subclass may assign one of its own, which is to know the scope
+            LifespanRouter.adopt(value, self, former=self.__dict__.get(name))
+        super().__setattr__(name, value)
+
     @property
     def lifespan_container(self) -> LifespanContainer:
         """The running container: for schedulers, signal handlers, whatever is not a request.
@@ -96,7 +101,7 @@ def enable_lifespan_scope(
         app = enable_lifespan_scope(create_app())
         ```
     """
-    LifespanRouter.adopt(app.router, lifespan_start, on_lifespan_event)
+    LifespanRouter.adopt(app.router, app, lifespan_start, on_lifespan_event)
     return app
 
 

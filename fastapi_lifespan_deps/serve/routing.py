@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from threading import get_ident
 from typing import Any, get_args
 
-from fastapi import APIRouter, params
+from fastapi import APIRouter, FastAPI, params
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_lifespan_deps._compat import called_by, lifespan_parts
@@ -45,9 +45,20 @@ class LifespanRouter(APIRouter):
 
     @classmethod
     def adopt(
-        cls, router: APIRouter, start: LifespanStart | None, listener: Listener | None
+        cls,
+        router: APIRouter,
+        application: FastAPI,
+        start: LifespanStart | None = None,
+        listener: Listener | None = None,
+        *,
+        former: APIRouter | None = None,
     ) -> None:
-        """Turn an application's router into one of these; what isn't None replaces what it has."""
+        """Turn an application's router into one of these; what isn't None replaces what it has.
+
+        It takes over the options of the `former` one.
+        """
+        if router.dependency_overrides_provider is None:
+            router.dependency_overrides_provider = application
         if start not in (None, *get_args(LifespanStart)):
             known = " or ".join(map(repr, get_args(LifespanStart)))
             raise ValueError(f"lifespan_start={start!r}: use {known}")
@@ -64,6 +75,8 @@ class LifespanRouter(APIRouter):
             router._inner = called_by(kind.__call__, router)
             router.lifespan_context = context
         host = router._host
+        if isinstance(former, cls):
+            host.start, host.listeners = former._host.start, former._host.listeners
         host.start = start or host.start
         host.listeners = host.listeners if listener is None else (listener,)
 
