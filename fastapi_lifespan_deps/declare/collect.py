@@ -135,9 +135,10 @@ class LifecycleFunction:
         keys = ((one.name, self._key(one)) for one in self._parameters)
         found = tuple((name, key) for name, key in keys if key is not None)
         self.injection = Injection(overrides_provider, found, function)
-        self._check_wrapper(passed)
+        if not passed:  # a lifespan function has a wrapper of FastAPI's
+            self._check_wrapper()
 
-    def _check_wrapper(self, passed: int) -> None:
+    def _check_wrapper(self) -> None:
         """Raise if what wraps the function does not take what the function declares."""
         names = [name or "" for name, _ in self.injection.parameters]
         try:
@@ -145,7 +146,7 @@ class LifecycleFunction:
         except ValueError:  # written in C
             return
         try:
-            own.bind_partial(*[None] * passed, **dict.fromkeys(names))
+            own.bind_partial(**dict.fromkeys(names))
         except TypeError:
             raise InvalidLifespanDependency(
                 self.function,
@@ -225,6 +226,14 @@ def collect_routes(app: Any) -> Iterator[Route | ListedDependency]:
             if id(depends) not in taken and has_lifespan_scope(depends):
                 taken.add(id(depends))
                 yield ListedDependency(prefix, overrides_provider, depends, index)
+
+
+def mounted_routers(app: Any) -> list[Any]:
+    """The routers of an application and of all that is mounted in it."""
+    walk = _Walk()
+    for _ in walk.routes(app, app, ""):
+        pass
+    return [router for _, _, router in walk.routers]
 
 
 def declared(

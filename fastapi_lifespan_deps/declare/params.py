@@ -280,7 +280,7 @@ def marker_behind(call: Any) -> Marker | None:
     """The marker that a callable is, or that others have wrapped; None if there is none."""
     if isinstance(call, Marker):
         return call
-    if call is None or (type(call) is FunctionType and not call.__dict__):  # most often
+    if not callable(call) or (type(call) is FunctionType and not call.__dict__):
         return None
     for layer in layers(call):
         # a bound method of it; or an object that holds it, and equals it for overrides' sake

@@ -111,7 +111,7 @@ def layers(call: Any) -> Iterator[Any]:
             return  # it has every attribute that one asks for
         elif hasattr(call, "__wrapped__"):
             call = call.__wrapped__
-        elif inspect.isroutine(call) or inspect.isclass(call):
+        elif inspect.isroutine(call) or inspect.isclass(call) or not callable(call):
             return
         else:
             call = call.__call__

@@ -14,6 +14,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import anyio
 from fastapi import APIRouter
 
 from fastapi_lifespan_deps._compat import hooked_router, is_async_callable
@@ -22,6 +23,7 @@ from fastapi_lifespan_deps.declare.collect import (
     ListedDependency,
     Source,
     collect_routes,
+    mounted_routers,
 )
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY
 from fastapi_lifespan_deps.events import Listener
@@ -70,14 +72,19 @@ class Lifespan:
     @asynccontextmanager
     async def __call__(self, app: Any) -> AsyncIterator[Mapping[str, Any] | None]:
         """Run the application, from startup to shutdown."""
-        host = self._host
+        host, entering = self._host, _entering.get(None)
         if host.parts is not self.parts:
             # Somebody wrapped it and assigned the wrapper: a run is under way already, which
             # could not know what is inside.
-            lifecycle = _entering.get(None) or Lifecycle(host, None)
+            is_ours = entering is not None and entering.host is host
+            lifecycle = entering if entering is not None and is_ours else Lifecycle(host, None)
             await lifecycle.start(self.parts)
             async with Stack() as stack:
                 yield await lifecycle.enter(self.parts, app, stack)
+            return
+        if entering is not None and entering.takes_in(host):
+            async with entering.joined(host, app) as state:
+                yield state
             return
 
         run = Run(host.router, host.listeners, concurrent=host.start == "concurrent")
@@ -195,9 +202,11 @@ class Lifecycle:
     a hook of an included router in several places, and runs it in each; here it runs in the last.
     """
 
-    def __init__(self, host: Host, run: Run | None) -> None:
-        self._host = host
+    def __init__(self, host: Host, run: Run | None, outer: "Lifecycle | None" = None) -> None:
+        self.host = host
         self._run = run  # None for a lifespan that is entered where no run is under way
+        self._outer = outer  # of the application that this one is mounted in, and whose run it is
+        self._task: int | None = None  # in which the application's code is being entered
         self._known: dict[int, LifecycleFunction] = {}
         self._done: dict[str, list[Hook]] = {STARTUP: [], SHUTDOWN: []}
         self._later: list[Any] = []  # the parts that come after the one that is being entered
@@ -206,13 +215,41 @@ class Lifecycle:
         """Start what the application declares, and what these other parts of a lifespan do."""
         if self._run is not None:
             functions = [self._function(part, passed=1) for part in _functions(others)]
-            sources = self._sources(is_last=is_last)
+            if self._outer is not None:
+                functions += self._own()
+            sources = (self._outer or self)._sources(is_last=is_last)
             await self._run.start(sources, functions)
+
+    def takes_in(self, host: Host) -> bool:
+        """Whether a lifespan that is entered now is that of something which is mounted here.
+
+        It is the application's own code that enters it, not a task that this has started.
+        """
+        run = self._run
+        if run is None or host is self.host or self._task != anyio.get_current_task().id:
+            return False
+        routers = mounted_routers(run.overrides_provider)
+        return any(router is host.router for router in routers)
+
+    @asynccontextmanager
+    async def joined(self, host: Host, app: Any) -> AsyncIterator[Mapping[str, Any] | None]:
+        """Run the code of a mounted application around the run of this one."""
+        assert self._run is not None
+        lifecycle = Lifecycle(host, self._run, self._outer or self)
+        is_first = host.runs.open(self._run)
+        try:
+            await lifecycle.start()
+            async with lifecycle.entered(app) as state:
+                host.runs.open(self._run)  # which may have values now
+                yield state
+        finally:
+            if is_first:
+                host.runs.leave(self._run)
 
     @property
     def has_code(self) -> bool:
         """Whether there is something that may have altered the application."""
-        return bool(_functions(self._host.parts) or self._registered(STARTUP))
+        return bool(_functions(self.host.parts) or self._registered(STARTUP))
 
     @asynccontextmanager
     async def entered(self, app: Any) -> AsyncIterator[Mapping[str, Any] | None]:
@@ -223,7 +260,7 @@ class Lifecycle:
             self._leaving(lambda: shutdown(SHUTDOWN)),
             Stack() as stack,
         ):
-            state = await self.enter(self._host.parts, app, stack)
+            state = await self.enter(self.host.parts, app, stack)
             # those whose place was taken away, by a lifespan that was assigned
             shutdown = self._registered
             await self._start_up(self._registered(STARTUP))
@@ -234,7 +271,8 @@ class Lifecycle:
     async def enter(self, parts: list[Any], app: Any, stack: "Stack") -> Mapping[str, Any] | None:
         """Enter parts of a merged lifespan, and give the state that they yield."""
         state: Mapping[str, Any] | None = None
-        token, outer = _entering.set(self), self._later
+        token, outer, task = _entering.set(self), self._later, self._task
+        self._task = anyio.get_current_task().id
         try:
             for index, part in enumerate(parts):
                 router, later = hooked_router(part), [*parts[index + 1 :], *outer]
@@ -248,7 +286,7 @@ class Lifecycle:
                     hooks = partial(_hooks_of, router, SHUTDOWN, later)
                     await stack.enter_async_context(self._leaving(hooks))
         finally:
-            self._later = outer
+            self._later, self._task = outer, task
             _entering.reset(token)
         return state
 
@@ -272,8 +310,14 @@ class Lifecycle:
 
     async def _start_up(self, hooks: list[Hook]) -> None:
         last = [hook for index, hook in enumerate(hooks) if hook not in hooks[index + 1 :]]
-        for call in self._calls(STARTUP, last):
-            await call()
+        token, task = _entering.set(self), self._task
+        self._task = anyio.get_current_task().id
+        try:
+            for call in self._calls(STARTUP, last):
+                await call()
+        finally:
+            self._task = task
+            _entering.reset(token)
 
     def _calls(self, kind: str, hooks: Iterable[Hook]) -> Iterator[Callable[[], Awaitable[None]]]:
         """The calls of those hooks that have not run yet."""
@@ -292,34 +336,38 @@ class Lifecycle:
 
     def _without_place(self, kind: str) -> list[Hook]:
         """The hooks that no default lifespan runs: FastAPI drops them."""
-        placed = [hook for router in self._host.hooked for hook in getattr(router, kind)]
-        return [hook for hook in getattr(self._host.router, kind) if hook not in placed]
+        placed = [hook for router in self.host.hooked for hook in getattr(router, kind)]
+        return [hook for hook in getattr(self.host.router, kind) if hook not in placed]
 
     def _registered(self, kind: str) -> list[Hook]:
-        routers = self._host.router, *self._host.hooked
+        routers = self.host.router, *self.host.hooked
         return [hook for router in routers for hook in getattr(router, kind)]
 
     def _function(self, function: Callable[..., Any], passed: int = 0) -> LifecycleFunction:
         known = self._known.get(id(function))
         if known is None:
-            overrides_provider = self._run and self._run.overrides_provider
+            overrides_provider = self.host.router.dependency_overrides_provider
             known = self._known[id(function)] = LifecycleFunction(
                 function, overrides_provider, passed
             )
         return known
 
     def _sources(self, *, is_last: bool) -> Iterator[Source | LifecycleFunction]:
-        for source in collect_routes(self._host.router.dependency_overrides_provider):
+        for source in collect_routes(self.host.router.dependency_overrides_provider):
             # an entry of a list for no route may yet get one, and then be that route's own
             if is_last or not isinstance(source, ListedDependency) or source.depends.use_cache:
                 yield source
+        yield from self._own()
+
+    def _own(self) -> Iterator[LifecycleFunction]:
+        """The application's hooks and lifespan functions."""
         for kind in (STARTUP, SHUTDOWN):
             hooks: list[Hook] = []
             for hook in self._registered(kind):
                 if hook not in hooks:
                     hooks.append(hook)
                     yield self._function(hook)
-        for part in _functions(self._host.parts):
+        for part in _functions(self.host.parts):
             yield self._function(part, passed=1)
 
 

@@ -194,7 +194,7 @@ class LifespanRouter(APIRouter):
         """See `LifespanFastAPI.lifespan_container`."""
         run: Run | None = self.lifespan_runs.latest_here
         if run is not None:
-            return LifespanContainer(run, run.overrides_provider)
+            return LifespanContainer(run, self.dependency_overrides_provider)
         if self.lifespan_runs.are_elsewhere:
             raise LifespanNotRunning(
                 "the application runs in another event loop",

@@ -149,19 +149,25 @@ class Runs:
         self._alive: list[Run] = []
         self._closing: list[Run] = []
 
-    def open(self, run: Run) -> None:
-        """Let requests find the run."""
-        if run not in self._alive:
+    def open(self, run: Run) -> bool:
+        """Let requests find the run. Return whether they did not already."""
+        is_new = run not in self._alive
+        if is_new:
             self.only = None if self._alive else run
             self._alive.append(run)
         self.have_values = self.have_values or not run.is_empty
+        return is_new
 
-    async def close(self, run: Run) -> None:
-        """Let requests find the run no more, and stop what is left of it."""
+    def leave(self, run: Run) -> None:
+        """Let requests find the run no more."""
         if run in self._alive:
             self._alive.remove(run)
         if run is self.only:
             self.only = None
+
+    async def close(self, run: Run) -> None:
+        """Let requests find the run no more, and stop what is left of it."""
+        self.leave(run)
         self._closing.append(run)
         try:
             await run.live.close()
