@@ -24,6 +24,7 @@ ORDER = (
     "declare.params",
     "declare.plan",
     "declare.collect",
+    "declare.doubts",
     "live.tasks",
     "live.entering",
     "live.instance",
@@ -38,6 +39,7 @@ ORDER = (
     "serve.container",
     "serve.lifespan",
     "serve.routing",
+    "serve.options",
     "serve.applications",
 )
 

@@ -3,11 +3,15 @@
 import functools
 import pickle
 import traceback
+import warnings
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, NewType, Optional
 
+import fastapi
 import pytest
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 import fastapi_lifespan_deps
 from fastapi_lifespan_deps import (
@@ -122,3 +126,73 @@ async def test_the_container_of_any_application_that_knows_the_scope(app: FastAP
 def test_a_plain_application_has_no_container() -> None:
     with pytest.raises(LifespanDependencyError, match="is a plain FastAPI, which does not know"):
         lifespan_container(FastAPI())
+
+
+# Doubts: what is legal, and hardly meant
+
+
+def get_token() -> str:
+    return "token"
+
+
+class Token: ...
+
+
+TokenDep = Annotated[str, Depends(get_pool, scope="lifespan")]
+
+
+def warned(app: FastAPI) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with TestClient(app) as client:
+            client.get("/")
+    return [str(one.message) for one in caught]
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_stock_declaration_with_a_scope_that_does_not_exist_is_doubted(listed: bool) -> None:
+    typo: Any = "lifspan"
+    app = LifespanFastAPI()
+    stock = fastapi.Depends(get_token, scope=typo)
+
+    async def session(token: Annotated[str, stock]) -> str:
+        return token
+
+    depends = stock if listed else fastapi.Depends(session)
+    app.get("/", dependencies=[depends])(lambda: None)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+
+    app.router.lifespan_context = lifespan
+    (doubt,) = warned(app)
+    assert "GET / declares `get_token` (" in doubt
+    assert "test_messages.py:" in doubt
+    assert 'Did you mean "lifespan"?' in doubt
+
+
+def test_an_override_that_can_override_nothing_is_doubted() -> None:
+    app = LifespanFastAPI()
+
+    @app.get("/")
+    async def read(token: TokenDep, made: Annotated[Token, fastapi.Depends()]) -> None: ...
+
+    @app.get("/2")
+    async def read_shared(made: Annotated[Adapter, Depends(scope="lifespan")]) -> None: ...
+
+    def fake() -> str:
+        return "fake"
+
+    app.dependency_overrides |= {get_pool: fake, Token: Token, Adapter: Adapter}
+    assert warned(app) == []
+    wrong: dict[Any, Any] = {TokenDep: fake, Annotated[Token, fastapi.Depends()]: fake, int: fake}
+    app.dependency_overrides |= wrong
+    assert sorted(warned(app)) == [
+        "dependency_overrides[Annotated[Token, ...]] overrides nothing: its key is an annotation. "
+        "Use what the annotation declares: `Token`.",
+        "dependency_overrides[Annotated[str, ...]] overrides nothing: its key is an annotation. "
+        "Use what the annotation declares: `get_pool`.",
+        "dependency_overrides[int] overrides nothing: nothing declares that class. "
+        "Use the very function or class that is passed to `Depends`.",
+    ]

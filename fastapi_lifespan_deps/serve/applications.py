@@ -1,7 +1,8 @@
 """`LifespanFastAPI`, and the same for an application that exists already."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Concatenate, TypeVar, Unpack
 
 from fastapi import FastAPI
 
@@ -10,6 +11,7 @@ from fastapi_lifespan_deps.exceptions import LifespanDependencyError
 
 from .container import LifespanContainer
 from .lifespan import LifespanStart
+from .options import FastAPIOptions
 from .routing import LifespanRouter
 
 App = TypeVar("App", bound=FastAPI)
@@ -49,10 +51,10 @@ class LifespanFastAPI(FastAPI):
     def __init__(
         self,
         *,
-        lifespan: Callable[..., Any] | None = None,
+        lifespan: Callable[Concatenate[Any, ...], AbstractAsyncContextManager[Any]] | None = None,
         lifespan_start: LifespanStart | None = None,
         on_lifespan_event: Callable[[LifespanEvent], object] | None = None,
-        **options: Any,
+        **options: Unpack[FastAPIOptions],
     ) -> None:
         super().__init__(lifespan=lifespan, **options)
         enable_lifespan_scope(

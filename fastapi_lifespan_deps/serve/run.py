@@ -1,5 +1,6 @@
 """Run: one startup-to-shutdown of an application, and who does what in it."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from threading import get_ident
 from typing import Any
@@ -11,6 +12,7 @@ from starlette.types import Scope
 from fastapi_lifespan_deps._compat import overrides_provider_of
 from fastapi_lifespan_deps.absence import unknown_place
 from fastapi_lifespan_deps.declare.collect import LifecycleFunction, Route, Source, Sources
+from fastapi_lifespan_deps.declare.doubts import doubts
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY, Key, Marker
 from fastapi_lifespan_deps.events import Events, Listener
 from fastapi_lifespan_deps.live.generation import Generation, Pin
@@ -38,6 +40,7 @@ class Run:
         self.events = Events(*listeners)
         self.live = LiveValues(application, self.events, concurrent=concurrent)
         self._sources = Sources()
+        self._doubts: set[str] = set()  # those that were told
         self.overrides = OverridesInForce(application, self._sources, self.live, self.events)
         self.refresher = Refresher(self.live, self.overrides, self.events)
         self.loop = self.live.supervisor.tasks.loop
@@ -85,6 +88,9 @@ class Run:
             plan = self.overrides.plan()
             for error in plan.errors:
                 raise error
+            for doubt in set(doubts(self._sources, plan)) - self._doubts:
+                self._doubts.add(doubt)
+                warnings.warn(doubt, stacklevel=1)
             binder = Binder(self.overrides_provider)
             for source in self._sources:
                 if isinstance(source, Route):

@@ -6,7 +6,13 @@ from typing import Annotated, Any, assert_type
 
 from fastapi import APIRouter, FastAPI
 
-from fastapi_lifespan_deps import Depends, LifespanContainer, LifespanFastAPI, get_container
+from fastapi_lifespan_deps import (
+    Depends,
+    LifespanContainer,
+    LifespanFastAPI,
+    get_container,
+    lifespan_container,
+)
 from fastapi_lifespan_deps import enable_lifespan_scope as enable
 
 
@@ -59,6 +65,17 @@ async def read(container: Annotated[LifespanContainer, Depends(get_container)]) 
     assert_type(container, LifespanContainer)
 
 
+async def warm(service: Annotated[Service, Depends(get_service, scope="lifespan")]) -> None: ...
+
+
+LifespanFastAPI(on_startup=[warm], on_shutdown=[warm], dependencies=[Depends(get_service)])
+assert_type(lifespan_container(FastAPI()), LifespanContainer)
+assert_type(app.lifespan_container, LifespanContainer)
+
+LifespanFastAPI(title=3)  # type: ignore[arg-type]
+LifespanFastAPI(titel="typo")  # type: ignore[call-arg]
+LifespanFastAPI(lifespan=lambda: 3)  # type: ignore[arg-type, misc]
+lifespan_container(APIRouter())  # type: ignore[arg-type]
 LifespanFastAPI("positional")  # type: ignore[arg-type, call-arg]
 LifespanFastAPI(lifespan=3)  # type: ignore[arg-type]
 enable(APIRouter())  # type: ignore[type-var]
