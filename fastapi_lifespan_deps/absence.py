@@ -161,6 +161,11 @@ def not_running(provider: Provider, scope: Any) -> UninitializedLifespanDependen
             f'the application is a plain {type(app).__name__}, which does not know scope="lifespan"'
         )
         advice = "Make it a LifespanFastAPI, or call enable_lifespan_scope(app) before it starts."
+    elif not runs.are_there and _is_of_test_client(scope):
+        problem = "the application is not running"
+        advice = (
+            "A TestClient starts it when it is entered: write `with TestClient(app) as client:`."
+        )
     elif not runs.are_there:
         problem = "the application is not running"
         advice = (
@@ -180,3 +185,8 @@ def not_running(provider: Provider, scope: Any) -> UninitializedLifespanDependen
         problem = "the request belongs to a run that has ended"
         advice = "Send requests with the state of a run that is alive."
     return UninitializedLifespanDependency(provider, problem, advice)
+
+
+def _is_of_test_client(scope: Any) -> bool:
+    """Whether a `TestClient` sends the request to the application itself, not to a parent."""
+    return (scope.get("client") or ("",))[0] == "testclient" and not scope.get("root_path")

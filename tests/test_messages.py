@@ -1,11 +1,12 @@
 """Messages say what was meant, where it stands, and what to write instead."""
 
+import asyncio
 import functools
 import pickle
 import traceback
 import warnings
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, Any, NewType, Optional
 
 import fastapi
@@ -126,6 +127,74 @@ async def test_the_container_of_any_application_that_knows_the_scope(app: FastAP
 def test_a_plain_application_has_no_container() -> None:
     with pytest.raises(LifespanDependencyError, match="is a plain FastAPI, which does not know"):
         lifespan_container(FastAPI())
+
+
+def test_a_test_client_without_with_is_told_in_one_sentence() -> None:
+    app = LifespanFastAPI()
+
+    @app.get("/")
+    async def read(pool: Annotated[int, Depends(get_pool, scope="lifespan")]) -> None: ...
+
+    with pytest.raises(UninitializedLifespanDependency) as caught:
+        TestClient(app).get("/")
+    assert str(caught.value).endswith(
+        "the application is not running. A TestClient starts it when it is entered: "
+        "write `with TestClient(app) as client:`."
+    )
+
+
+def notes_of_the_start(provider: Any) -> str:
+    app = LifespanFastAPI(dependencies=[Depends(provider, scope="lifespan")])
+    with pytest.raises(RuntimeError) as caught, TestClient(app):
+        pass
+    return "\n".join(caught.value.__notes__)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_generator_that_never_yields_is_told_so(is_async: bool) -> None:
+    enabled = False
+
+    def generator() -> Iterator[int]:
+        if enabled:
+            yield 1
+
+    async def asyncgen() -> AsyncIterator[int]:
+        if enabled:
+            yield 1
+
+    notes = notes_of_the_start(asyncgen if is_async else generator)
+    assert "failed to start. It came to its end without a `yield`" in notes
+    assert "`None` if need be" in notes
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_one_that_uses_another_which_never_yields_is_not(is_async: bool) -> None:
+    @contextmanager
+    def never() -> Iterator[None]:
+        yield from ()
+
+    def generator() -> Iterator[None]:
+        with never():
+            yield
+
+    async def asyncgen() -> AsyncIterator[None]:
+        with never():
+            yield
+
+    notes = notes_of_the_start(asyncgen if is_async else generator)
+    assert notes.endswith("failed to start")
+
+
+def test_what_needs_an_event_loop_in_a_def_is_told_that_it_runs_in_a_thread() -> None:
+    def get_client() -> object:
+        return asyncio.get_running_loop()
+
+    async def get_client_async() -> object:
+        raise RuntimeError("this event loop is full")
+
+    notes = notes_of_the_start(get_client)
+    assert "It is no `async def`, so it is called in a worker thread" in notes
+    assert notes_of_the_start(get_client_async).endswith("failed to start")
 
 
 # Doubts: what is legal, and hardly meant
