@@ -18,11 +18,17 @@ from typing import Annotated, Any
 
 import anyio
 import anyio.lowlevel
+import fastapi
 import httpx
 import pytest
 import trio
 from fastapi import BackgroundTasks, FastAPI, Request, Response
 from fastapi.testclient import TestClient
+from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 from starlette.middleware.base import RequestResponseEndpoint
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -43,6 +49,7 @@ from fastapi_lifespan_deps import (
     RefreshError,
     UnavailableLifespanDependency,
     UninitializedLifespanDependency,
+    enable_lifespan_scope,
     get_container,
 )
 from tests.clients import Gate, running
@@ -204,6 +211,13 @@ async def test_database(anyio_backend: str) -> None:
 def test_model() -> None:
     with TestClient(load("model").app) as client:
         assert client.get("/sentiment", params={"text": "so good"}).json() == "positive"
+
+
+def test_generic_repository() -> None:
+    with TestClient(load("generic_repository").app) as client:
+        assert client.post("/users", json={"name": "Ada"}).json() == 1
+        assert client.post("/users", json={"name": "Grace"}).json() == 2
+        assert client.post("/orders", json={"item": "tea"}).json() == 1
 
 
 def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,6 +412,25 @@ def test_mounted() -> None:
         assert client.get("/admin/pool").json().startswith("admin's")
 
 
+async def test_mounted_lifespan(anyio_backend: str) -> None:
+    example = load("mounted_lifespan")
+    app, admin, get_pool = example.app, example.admin, load_pool(example)
+    for _ in range(2):
+        example.log.clear()
+        async with running(app) as client:
+            assert example.log == [f"admin up with {(await client.get('/pool')).json()}"]
+            pool = admin.lifespan_container[get_pool]
+            assert pool is app.lifespan_container[get_pool]
+        assert example.log[1:] == ["admin down"]
+        assert not pool.is_open
+
+    admin.dependency_overrides[get_pool] = lambda: example_pool("admin's")
+    async with running(app) as client:
+        assert (await client.get("/pool")).json().startswith("postgresql")
+        assert example.log[-1].startswith("admin up with admin's")
+        assert admin.lifespan_container[get_pool].url == "admin's"
+
+
 def load_pool(example: ModuleType) -> Any:
     """The provider behind an example's `PoolDep`."""
     return example.PoolDep.__metadata__[0].dependency.provider
@@ -544,6 +577,59 @@ def test_events(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"Slow to start: ['{started}']\n"
     example.listen(LifespanEvent(kind="died", where="a.py:1", error=OSError("lost"), time_ns=1))
     assert example.failures == {("died", "a.py:1"): 1}
+
+
+async def test_outside_of_requests(anyio_backend: str) -> None:
+    example = load("outside_of_requests")
+    with pytest.raises(LifespanNotRunning):
+        await example.greet(1)
+    example.app.get("/")(lambda: "Hello")
+    async with running(example.app) as client:
+        assert await example.greet(1) == "user 1 of postgresql://localhost/shop"
+        example.app.dependency_overrides[example.get_pool] = lambda: example_pool("fake")
+        assert await example.greet(1) == "user 1 of postgresql://localhost/shop"
+        await client.get("/")
+        assert await example.greet(1) == "user 1 of fake"
+
+
+async def test_own_request(anyio_backend: str) -> None:
+    example = load("own_request")
+    app = importlib.import_module("docs_src.first_steps").app
+    connection = HTTPConnection({"type": "http", "app": app})
+    async with running(app):
+        assert await example.greet(connection, 1) == "user 1 of postgresql://localhost/shop"
+
+
+def test_telemetry() -> None:
+    example = load("telemetry")
+    exporter = InMemorySpanExporter()
+    example.provider.add_span_processor(SimpleSpanProcessor(exporter))
+    try:
+        with TestClient(example.app) as client:
+            assert client.get("/users/1").json() == "user 1 of postgresql://localhost/shop"
+    finally:
+        FastAPIInstrumentor.uninstrument_app(example.app)
+        example.provider.shutdown()
+    servers = [span for span in exporter.get_finished_spans() if span.kind is SpanKind.SERVER]
+    assert [span.name for span in servers] == ["GET /users/{user_id}"]
+
+
+@pytest.mark.parametrize("kind", ["subclass", "enabled"])
+def test_telemetry_that_replaces_the_class(kind: str) -> None:
+    """It traces what is made of `fastapi.FastAPI` afterwards, and that is no `LifespanFastAPI`."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    instrumentor = FastAPIInstrumentor()
+    instrumentor.instrument(tracer_provider=provider)
+    try:
+        app = LifespanFastAPI() if kind == "subclass" else enable_lifespan_scope(fastapi.FastAPI())
+        app.include_router(load("first_steps").app.router)
+        with TestClient(app) as client:
+            assert client.get("/users/1").status_code == 200
+    finally:
+        instrumentor.uninstrument()
+        provider.shutdown()
+    assert bool(exporter.get_finished_spans()) is (kind == "enabled")
 
 
 class ModelFile:
@@ -857,6 +943,8 @@ ERRORS: dict[str, type[Exception]] = {
     "called": InvalidLifespanDependency,
     "sync_timeout": InvalidLifespanDependency,
     "conflicting_options": InvalidLifespanDependency,
+    "hidden": InvalidLifespanDependency,
+    "hook_wrapper": InvalidLifespanDependency,
     "request_parameter": DependencyScopeError,
     "request_object": DependencyScopeError,
     "request_dependency": DependencyScopeError,
@@ -867,6 +955,8 @@ ERRORS: dict[str, type[Exception]] = {
     "other_event_loop": UninitializedLifespanDependency,
     "late_route": UninitializedLifespanDependency,
     "own_place": UninitializedLifespanDependency,
+    "no_request": UninitializedLifespanDependency,
+    "no_application": UninitializedLifespanDependency,
     "stopped": UninitializedLifespanDependency,
     "failed_override": UninitializedLifespanDependency,
     "invalid_override": UninitializedLifespanDependency,
@@ -875,6 +965,9 @@ ERRORS: dict[str, type[Exception]] = {
     "waiting_for_itself": RefreshError,
     "no_container": LifespanNotRunning,
     "failed_stops": ExceptionGroup,
+    # warnings are errors in our tests
+    "stock_scope": UserWarning,
+    "override_of_nothing": UserWarning,
 }
 
 
@@ -883,6 +976,7 @@ def shown(name: str) -> str:
     return (ROOT / f"docs_src/errors/{name}.txt").read_text().rstrip("\n")
 
 
+@hooks_are_deprecated
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # files in messages are relative to it
