@@ -77,8 +77,8 @@ def not_declared(provider: Provider) -> UninitializedLifespanDependency:
     return UninitializedLifespanDependency(
         provider,
         "nothing asked for it when the application started",
-        "Declare it in a route, a dependency or a hook that exists at startup; routes "
-        "that the lifespan function adds count.",
+        "Declare it in a route, a dependency or a hook that exists at startup, or in the "
+        "`dependencies=[...]` of the application; routes that the lifespan function adds count.",
     )
 
 
@@ -144,10 +144,9 @@ def without_request(provider: Provider) -> UninitializedLifespanDependency:
 
 def outside_of_requests(provider: Provider) -> str:
     """The advice for code that is not called by FastAPI."""
-    return (
-        "Outside of requests, ask the running application: "
-        f"`app.lifespan_container[{name_of(provider)}]`."
-    )
+    is_container = hasattr(provider, "__lifespan_container__")
+    item = "" if is_container else f"[{name_of(provider)}]"
+    return f"Outside of requests, ask the running application: `app.lifespan_container{item}`."
 
 
 def not_running(provider: Provider, scope: Any) -> UninitializedLifespanDependency:
@@ -180,7 +179,10 @@ def not_running(provider: Provider, scope: Any) -> UninitializedLifespanDependen
         advice = "Send requests in the event loop, and so in the thread, that runs the lifespan."
     elif runs.are_empty:
         problem = 'nothing had scope="lifespan" when the application started'
-        advice = "Declare it in a route, or set the override that needs it before the start."
+        advice = (
+            "Declare it in a route, or in the `dependencies=[...]` of the application; or set the "
+            "override that needs it before the start."
+        )
     else:
         problem = "the request belongs to a run that has ended"
         advice = "Send requests with the state of a run that is alive."

@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/fastapi_options.py
 
-Run it when a release of FastAPI has brought an option: tests/test_applications.py says so.
+Run it when a release of FastAPI has brought an option: tests/test_application_options.py says so.
 """
 
 import ast

@@ -4,6 +4,7 @@ import functools
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from inspect import isawaitable
 from typing import Annotated, Any, Self
@@ -321,3 +322,30 @@ async def test_a_synchronous_one_does_not_block_the_event_loop() -> None:
             tasks.start_soon(let_it_go_on)
             async with app.router.lifespan_context(app):
                 pass
+
+
+async def answer() -> int:
+    return 42
+
+
+def test_a_synchronous_one_may_run_an_event_loop_of_its_own(anyio_backend: str) -> None:
+    """As in a request: in its thread no event loop runs."""
+
+    def get_value() -> Iterator[int]:
+        value = anyio.run(answer)
+        token = number.set(value)
+        yield value
+        number.reset(token)  # in the context in which it was set
+        assert anyio.run(answer) == 42
+
+    app = LifespanFastAPI()
+
+    @app.get("/")
+    async def read(value: Annotated[int, Depends(get_value, scope="lifespan")]) -> int:
+        return value
+
+    with TestClient(app, backend=anyio_backend) as client:  # type: ignore[arg-type]
+        assert client.get("/").json() == 42
+
+
+number: ContextVar[int] = ContextVar("number")

@@ -181,6 +181,22 @@ def by_class(call: Function, log: list[str]) -> Function:
     return Wrapper
 
 
+def by_proxy(call: Function, log: list[str]) -> Function:
+    """An object that looks like a function, and wants its arguments by name."""
+
+    class Proxy:
+        __code__ = property(lambda self: call.__code__)
+        __signature__ = property(lambda self: inspect.signature(call))
+
+        def __init__(self) -> None:
+            functools.update_wrapper(self, call)
+
+        def __call__(self, **kwargs: Any) -> Any:
+            return call(**kwargs)
+
+    return Proxy()
+
+
 def wraps_itself(call: Function, log: list[str]) -> Function:
     def wrapper(**kwargs: Any) -> Any:
         return call(**kwargs)
@@ -209,6 +225,7 @@ WRAPPERS: dict[str, Callable[[Function, list[str]], Function]] = {
     "partial of an object": lambda call, log: functools.partial(by_async_object(call, log)),
     "static method": as_method,
     "class": by_class,
+    "proxy": by_proxy,
     "itself": wraps_itself,
 }
 COMBINATIONS = [(one, other) for one in functions(str, []) for other in WRAPPERS]

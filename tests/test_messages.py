@@ -265,3 +265,60 @@ def test_an_override_that_can_override_nothing_is_doubted() -> None:
         "dependency_overrides[int] overrides nothing: nothing declares that class. "
         "Use the very function or class that is passed to `Depends`.",
     ]
+
+
+def test_what_another_override_takes_may_be_overridden() -> None:
+    class Config: ...
+
+    class FakeConfig(Config): ...
+
+    def get_settings(config: Annotated[Config, fastapi.Depends()]) -> str:
+        return type(config).__name__
+
+    app = LifespanFastAPI()
+
+    @app.get("/")
+    async def read(token: Annotated[str, fastapi.Depends(get_token)], pool: TokenDep) -> str:
+        return token
+
+    def get_late(config: Annotated[Config, Depends(scope="lifespan")]) -> None: ...
+
+    app.dependency_overrides |= {get_token: get_settings, Config: FakeConfig, get_pool: get_late}
+    assert warned(app) == []
+
+
+def test_what_is_added_while_the_application_starts_may_be_overridden() -> None:
+    def read(token: Annotated[Token, fastapi.Depends()]) -> None: ...
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.get("/")(read)
+        yield
+
+    app = LifespanFastAPI(lifespan=lifespan, dependencies=[Depends(get_pool, scope="lifespan")])
+    app.dependency_overrides[Token] = Token
+    assert warned(app) == []
+
+
+def test_a_doubt_is_told_once_for_all_routes() -> None:
+    typo: Any = "lifspan"
+    app = LifespanFastAPI(dependencies=[fastapi.Depends(get_token, scope=typo)])
+    app.get("/")(lambda: None)
+    app.get("/2")(lambda: None)
+    assert len(warned(app)) == 1
+
+
+class Lazy:
+    """It stands for something that is not there yet."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("outside of its context")
+
+    def __call__(self) -> None: ...
+
+
+def test_an_odd_key_of_an_override_is_nobodys_trouble() -> None:
+    app = LifespanFastAPI(dependencies=[Depends(get_pool, scope="lifespan")])
+    app.get("/")(lambda: None)
+    app.dependency_overrides[Lazy()] = get_token
+    assert warned(app) == []

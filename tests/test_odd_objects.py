@@ -1,5 +1,6 @@
 """Clause 9: what is wrong with an override, or odd about an object, hurts only what needs it."""
 
+import functools
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 from unittest.mock import MagicMock, Mock
@@ -9,6 +10,7 @@ import pytest
 from fastapi import Depends as FastAPIDepends
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
+from fastapi.testclient import TestClient
 
 from fastapi_lifespan_deps import Depends, LifespanFastAPI
 from fastapi_lifespan_deps.exceptions import location_of, name_of
@@ -219,3 +221,29 @@ def test_any_object_has_a_name_and_a_place(make: Callable[[], Any]) -> None:
     odd = make()
     assert name_of(odd)
     assert location_of(odd)
+
+
+class Secretive(functools.partial[int]):
+    """A partial that does not want to be looked into."""
+
+    __slots__ = ()
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__dict__":
+            raise AssertionError("nobody may look")
+        return super().__getattribute__(name)
+
+    def __call__(self) -> int:
+        return super().__call__() + 100
+
+
+def test_k4_a_dependency_that_cannot_be_looked_into_is_called_as_ever() -> None:
+    app = LifespanFastAPI(dependencies=[Depends(object, scope="lifespan")])
+    secretive = Secretive(lambda: 7)
+
+    @app.get("/")
+    async def read(number: Annotated[int, FastAPIDepends(secretive)]) -> int:
+        return number
+
+    with TestClient(app) as client:
+        assert client.get("/").json() == 107

@@ -15,6 +15,7 @@ from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.dependencies.utils import get_parameterless_sub_dependant
 from fastapi.params import Depends as DependsClass
 from fastapi.testclient import TestClient
+from starlette.routing import Router
 
 from fastapi_lifespan_deps import (
     Depends,
@@ -195,6 +196,14 @@ async def test_k13_an_application_with_a_router_of_its_own_can_be_given_the_scop
     enable_lifespan_scope(app)
     async with app.router.lifespan_context(app):
         assert lifespan_container(app)[get_client].number == 1
+
+
+def test_k13_what_is_no_router_of_fastapis_is_told_to_lose_the_scope() -> None:
+    app = LifespanFastAPI()
+    with pytest.warns(UserWarning, match="is now a Router, and no APIRouter"):
+        app.router = Router()  # type: ignore[assignment]
+    with TestClient(app) as client:
+        assert client.get("/").status_code == 404
 
 
 # K14: dependencies that are put into a route's dependant, as titiler does it.

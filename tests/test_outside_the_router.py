@@ -2,12 +2,16 @@
 
 import asyncio
 import functools
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Annotated, Any
 
+import anyio
+import anyio.to_thread
 import pytest
 from fastapi import FastAPI, Request
+from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_dependant, solve_dependencies
 from fastapi.testclient import TestClient
 
@@ -61,8 +65,10 @@ def make_app() -> LifespanFastAPI:
     return app
 
 
-async def solve(app: FastAPI | None, function: Callable[..., Awaitable[Any]]) -> Any:
+async def solve(app: FastAPI | None, function: Any) -> Any:
     """As FastStream's plugin and fastapi-injectable do it."""
+    is_dependant = isinstance(function, Dependant)
+    dependant = function if is_dependant else get_dependant(path="", call=function)
     async with AsyncExitStack() as stack:
         scope = {
             "type": "http",
@@ -77,11 +83,14 @@ async def solve(app: FastAPI | None, function: Callable[..., Awaitable[Any]]) ->
             scope["app"] = app
         solved = await solve_dependencies(
             request=Request(scope),
-            dependant=get_dependant(path="", call=function),
+            dependant=dependant,
             async_exit_stack=stack,
             embed_body_fields=False,
         )
-        return await function(**solved.values)
+        call: Any = dependant.call
+        if inspect.iscoroutinefunction(call):
+            return await call(**solved.values)
+        return await anyio.to_thread.run_sync(lambda: call(**solved.values))
 
 
 async def test_k11_what_another_solver_asks_for_is_the_current_value() -> None:
@@ -98,6 +107,55 @@ async def test_k11_what_another_solver_asks_for_is_the_current_value() -> None:
 
         app.dependency_overrides[get_db] = lambda: Db("fake")
         assert (await solve(app, handle)).name == "fake"
+
+
+async def test_k11_the_container_of_another_solver_follows_overrides() -> None:
+    app = make_app()
+    async with app.router.lifespan_context(app):
+        app.dependency_overrides[get_db] = lambda: Db("fake")
+        assert (await solve(app, handle_container)).name == "fake"
+        app.dependency_overrides.clear()
+        assert (await solve(app, handle_container)).name == "db"
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+async def test_k11_the_dependant_of_a_route_may_be_solved_by_another_solver(
+    in_thread: bool,
+) -> None:
+    app = LifespanFastAPI()
+
+    def get_name(db: DbDep) -> str:
+        return db.name
+
+    async def read(db: DbDep, name: Annotated[str, Depends(get_name)]) -> str:
+        return f"{db.name} {name}"
+
+    def read_in_thread(db: DbDep, name: Annotated[str, Depends(get_name)]) -> str:
+        return f"{db.name} {name}"
+
+    app.get("/")(read_in_thread if in_thread else read)
+    route: Any = app.routes[-1]
+    async with app.router.lifespan_context(app):
+        assert await solve(app, route.dependant) == "db db"
+    with pytest.raises(UninitializedLifespanDependency, match="the application is not running"):
+        await solve(app, route.dependant)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_k11_in_a_thread_of_nobodys_there_is_no_value() -> None:
+    app = LifespanFastAPI()
+
+    @app.get("/")
+    def read(db: DbDep) -> str:
+        return db.name
+
+    route: Any = app.routes[-1]
+    async with app.router.lifespan_context(app):
+        call, name = route.dependant.call, route.dependant.http_connection_param_name
+        request = Request({"type": "http", "app": app})
+        assert call(**{name: request}) == "db"
+        with pytest.raises(UninitializedLifespanDependency, match="another event loop"):
+            await asyncio.get_running_loop().run_in_executor(None, lambda: call(**{name: request}))
 
 
 def undeclared() -> None: ...
@@ -175,3 +233,9 @@ def test_k11_a_hook_whose_wrapper_takes_no_arguments_fails_the_start() -> None:
     message = str(caught.value)
     assert "clean_up` declares `db`, and what wraps it takes no such argument" in message
     assert "`app.lifespan_container`" in message
+
+
+async def test_k11_a_container_on_a_request_without_an_application_says_whom_to_ask() -> None:
+    with pytest.raises(UninitializedLifespanDependency) as caught:
+        await solve(None, handle_container)
+    assert str(caught.value).endswith("ask the running application: `app.lifespan_container`.")

@@ -3,8 +3,8 @@
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Annotated, Any, Generic, TypeVar
-from unittest.mock import MagicMock
+from typing import Annotated, Any, Generic, Protocol, TypeVar
+from unittest.mock import AsyncMock, MagicMock, Mock, create_autospec
 
 import fastapi
 import pytest
@@ -140,10 +140,32 @@ class Child(Base):
         super().__init__(**kwargs)
 
 
-class WithDefaults(Base):
-    @classmethod
-    def create(cls, size: int = 5, **options: Any) -> Any:
-        return cls(**options)
+def apply(name: str = "pool", *args: Any, function: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs)
+
+
+def with_default(name: str = "pool", *, function: Any = get_pool, **kwargs: Any) -> Any:
+    return function(**kwargs)
+
+
+class Slotted:
+    __slots__ = ("functions",)
+
+    def __init__(self, functions: Any) -> None:
+        self.functions = functions
+
+    def __call__(self, **kwargs: Any) -> Any:
+        return self.functions[0](**kwargs)
+
+
+class OneSlot:
+    __slots__ = "function"  # as it may be written
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __call__(self, **kwargs: Any) -> Any:
+        return self.function(**kwargs)
 
 
 class Logged:
@@ -173,10 +195,12 @@ HIDDEN = {
     "metaclass": Service,
     "base class": Child,
     "object": Logged(get_pool),
-    "method": Logged(get_pool).__call__,
-    "class method": WithDefaults.create,
+    "partial of what is given by name": functools.partial(apply, function=get_pool),
+    "slots": Slotted((get_pool,)),
+    "default": with_default,
     "own signature": with_own_signature(),
     "mock": MagicMock(wraps=get_pool),
+    "one slot": OneSlot({"pool": get_pool}),
     "passed on": functools.partial(logged(get_url), get_pool),
 }
 
@@ -204,12 +228,21 @@ class Variadic:
 
 
 @pytest.mark.parametrize(
-    "provider", [everything, Variadic, Variadic().method, lambda *args: 1, lambda **kwargs: 1]
+    "provider",
+    [
+        everything,
+        Variadic,
+        Variadic().method,
+        Logged(get_pool).__call__,
+        lambda *args: 1,
+        lambda **kwargs: 1,
+    ],
 )
 def test_k2_what_names_no_parameter_is_refused(provider: Callable[..., Any]) -> None:
     with pytest.raises(InvalidLifespanDependency, match="which does not tell") as caught:
         Depends(provider, scope="lifespan")
-    assert "Wrap it in a function that names its parameters" in str(caught.value)
+    assert "Wrap it in a function that names what it takes" in str(caught.value)
+    assert "`lambda: " in str(caught.value)
     app = LifespanFastAPI(dependencies=[Depends(get_pool, scope="lifespan")])
     app.dependency_overrides[get_pool] = provider
     with pytest.raises(InvalidLifespanDependency, match="dependency_overrides"), TestClient(app):
@@ -259,6 +292,61 @@ def test_k2_what_names_its_parameters_or_was_given_them_is_taken(
 
 def test_k2_a_class_may_pass_on_what_it_declares_itself() -> None:
     assert served(Any, Depends(Visible, scope="lifespan")).url == "postgres://"
+
+
+class Clock(Protocol):
+    def now(self) -> float: ...
+
+
+class SystemClock(Clock):
+    def now(self) -> float:
+        return 1.0
+
+
+def test_k2_a_class_that_implements_a_protocol_takes_nothing() -> None:
+    """Its constructor is typing's, until the first call."""
+    assert served(Any, Depends(SystemClock, scope="lifespan")).now() == 1.0
+    assert served(Any, Depends(SystemClock, scope="lifespan")).now() == 1.0
+
+
+class Factory:
+    def __init__(self, url: str = Depends(get_url, scope="lifespan")) -> None:
+        self.url = url
+
+    @classmethod
+    def connect(cls, url: Url, **options: Any) -> Any:
+        return cls(url, **options)
+
+    def make(self, size: int = 5, **options: Any) -> Any:
+        return super().__getattribute__("url")
+
+
+def test_k2_what_a_method_belongs_to_is_not_what_it_passes_its_arguments_to() -> None:
+    assert served(Any, Depends(Factory.connect, scope="lifespan")).url == "postgres://"
+    assert served(Any, Depends(Factory("mine").make, scope="lifespan")) == "mine"
+
+
+@pytest.mark.parametrize(
+    "mock",
+    [
+        MagicMock(return_value="mine"),
+        AsyncMock(return_value="mine"),
+        Mock(spec=Service, return_value="mine"),
+        MagicMock(service=Service, return_value="mine"),
+        create_autospec(create_engine, return_value="mine"),
+    ],
+    ids=["magic", "async", "spec", "attribute", "autospec"],
+)
+def test_k2_a_mock_may_be_an_override(mock: Any) -> None:
+    app = LifespanFastAPI()
+
+    @app.get("/")
+    async def read(pool: Annotated[str, Depends(get_pool, scope="lifespan")]) -> str:
+        return pool
+
+    app.dependency_overrides[get_pool] = mock
+    with TestClient(app) as client:
+        assert client.get("/").json() == "mine"
 
 
 def test_k2_what_was_refused_is_taken_when_it_is_wrapped_as_the_message_says() -> None:

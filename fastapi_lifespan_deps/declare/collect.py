@@ -4,6 +4,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from types import FunctionType
 from typing import Any, NamedTuple
 
 from fastapi import params
@@ -65,7 +66,8 @@ class Injection:
         Those of its first parameters go by position: then it makes no difference how many they are.
         """
         named = dict(values)
-        code = getattr(self.call, "__code__", None)
+        # a function itself: what looks like one may want them by name
+        code = self.call.__code__ if type(self.call) is FunctionType else None
         by_position = []
         for name in code.co_varnames[: code.co_argcount] if code is not None else ():
             if name not in named:
@@ -295,6 +297,12 @@ def injection_of(call: Any) -> Injection:
     """The injection of a callable that was bound (binding.py); `NO_INJECTION` for any other."""
     injection: Injection = getattr(call, "__lifespan_injection__", NO_INJECTION)
     return injection
+
+
+def bound_by(call: Any) -> Any:
+    """The callable that was bound, for one that stands for it."""
+    injection = injection_of(call)
+    return call if injection is NO_INJECTION else injection.call
 
 
 def _declared_by(

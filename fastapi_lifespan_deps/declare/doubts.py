@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Annotated, Any, get_args, get_origin
 
 from fastapi import params
@@ -9,40 +10,58 @@ from fastapi.dependencies.models import Dependant
 
 from fastapi_lifespan_deps.exceptions import InvalidDependencyScope, location_of, name_of
 
-from .collect import LifecycleFunction, Route, Source
+from .collect import LifecycleFunction, Route, Source, bound_by
 from .params import marker_behind
 from .plan import Plan
+from .signature import parameters
 
 SCOPES = (None, "function", "request", "lifespan")
 
 
-def doubts(sources: Iterable[Source | LifecycleFunction], plan: Plan) -> Iterator[str]:
-    """What is to be said of an application that starts with this plan."""
+def doubts(sources: Iterable[Source | LifecycleFunction], plan: Plan) -> list[str]:
+    """What is to be said of an application that starts with this plan, each thing once."""
     routes = [source for source in sources if isinstance(source, Route)]
+    found: dict[object, str] = {}
+    for what, doubt in _wrong_scopes(routes):
+        found.setdefault(what, doubt)
+    keys = [key for overrides in plan.overrides.values() for key in overrides]
+    if keys:
+        calls = [*_calls(routes, plan)]
+        for key in keys:
+            with suppress(Exception):  # it may be any object
+                found[key] = _about_key(key, calls)
+    return [doubt for doubt in found.values() if doubt]
+
+
+def _wrong_scopes(routes: Iterable[Route]) -> Iterator[tuple[object, str]]:
     for route in routes:
         for declaration, call in _declared_in(route):
             if declaration.scope not in SCOPES:
                 yield (
+                    (declaration.scope, id(call)),
                     f"{route.label} declares `{name_of(call)}` ({location_of(call)}): "
-                    f"{InvalidDependencyScope(declaration.scope)} FastAPI takes no notice of it."
+                    f"{InvalidDependencyScope(declaration.scope)} FastAPI takes no notice of it.",
                 )
-    for overrides in plan.overrides.values():
-        for key in overrides:
-            alias = getattr(key, "__value__", key)  # of `type Name = Annotated[...]`
-            if get_origin(alias) is Annotated:
-                kind, *metadata = get_args(alias)
-                found = [one.dependency for one in metadata if isinstance(one, params.Depends)]
-                marker = marker_behind(found[0]) if found else None
-                name = name_of(marker.provider if marker else (found or [None])[0] or kind)
-                yield (
-                    f"dependency_overrides[Annotated[{name_of(kind)}, ...]] overrides nothing: its "
-                    f"key is an annotation. Use what the annotation declares: `{name}`."
-                )
-            elif inspect.isclass(key) and not _is_declared(key, routes, plan):
-                yield (
-                    f"dependency_overrides[{name_of(key)}] overrides nothing: nothing declares "
-                    "that class. Use the very function or class that is passed to `Depends`."
-                )
+
+
+def _about_key(key: Any, calls: Iterable[Any]) -> str:
+    """What is wrong with the key of an override; nothing, most often."""
+    alias = getattr(key, "__value__", key)  # of `type Name = Annotated[...]`
+    if get_origin(alias) is Annotated:
+        kind, *metadata = get_args(alias)
+        dependency = [one.dependency for one in metadata if isinstance(one, params.Depends)]
+        marker = marker_behind(dependency[0]) if dependency else None
+        name = name_of(marker.provider if marker else (dependency or [None])[0] or kind)
+        return (
+            f"dependency_overrides[Annotated[{name_of(kind)}, ...]] overrides nothing: its key is "
+            f"an annotation. Use what the annotation declares: `{name}`."
+        )
+    if inspect.isclass(key) and not any(call is key for call in calls):
+        return (
+            f"dependency_overrides[{name_of(key)}] overrides nothing: nothing declares that "
+            "class. Use the very function or class that is passed to `Depends`."
+        )
+    return ""
 
 
 def _declared_in(route: Route) -> Iterator[tuple[Any, Any]]:
@@ -50,7 +69,7 @@ def _declared_in(route: Route) -> Iterator[tuple[Any, Any]]:
     for depends in route.listed_dependencies:  # FastAPI 0.121.0 does not keep their scope
         yield depends, depends.dependency
     for dependant in _below(route.dependant):
-        yield dependant, dependant.call
+        yield dependant, bound_by(dependant.call)
 
 
 def _below(dependant: Dependant) -> Iterator[Dependant]:
@@ -59,8 +78,21 @@ def _below(dependant: Dependant) -> Iterator[Dependant]:
         yield from _below(child)
 
 
-def _is_declared(kind: type, routes: Iterable[Route], plan: Plan) -> bool:
-    if any(key.provider is kind for _, key in plan.resolved):
-        return True
-    calls = (call for route in routes for _, call in _declared_in(route))
-    return any(getattr(call, "__wrapped__", call) is kind for call in calls)
+def _calls(routes: Iterable[Route], plan: Plan) -> Iterator[Any]:
+    """All that may be called for a dependency: of routes, at the start, and by overrides."""
+    left = [key.provider for _, key in plan.resolved]
+    left += [call for route in routes for _, call in _declared_in(route)]
+    left += [override for overrides in plan.overrides.values() for override in overrides.values()]
+    seen: set[int] = set()
+    while left:
+        call = left.pop()
+        if id(call) in seen or not callable(call):
+            continue
+        seen.add(id(call))
+        yield call
+        with suppress(Exception):  # nobody can tell what it takes
+            for one in parameters(call):
+                if isinstance(one.marker, params.Depends):
+                    dependency = one.marker.dependency or one.annotation
+                    marker = marker_behind(dependency)
+                    left.append(dependency if marker is None else marker.provider)

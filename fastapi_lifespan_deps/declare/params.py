@@ -4,6 +4,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import FunctionType
@@ -282,12 +283,13 @@ def marker_behind(call: Any) -> Marker | None:
         return call
     if not callable(call) or (type(call) is FunctionType and not call.__dict__):
         return None
-    for layer in layers(call):
-        # a bound method of it; or an object that holds it, and equals it for overrides' sake
-        held = getattr(layer, "__self__", None), *getattr(layer, "__dict__", {}).values()
-        for one in (layer, *held):
-            if isinstance(one, Marker):
-                return one
+    with suppress(Exception):  # it answers what it likes
+        for layer in layers(call):
+            # a bound method of it; or an object that holds it, and equals it for overrides' sake
+            held = getattr(layer, "__self__", None), *getattr(layer, "__dict__", {}).values()
+            for one in (layer, *held):
+                if isinstance(one, Marker):
+                    return one
     return None
 
 

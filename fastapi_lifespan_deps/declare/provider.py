@@ -6,7 +6,7 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from types import CellType, UnionType
+from types import BuiltinFunctionType, FunctionType, MethodType, UnionType
 from typing import Any, Literal, NewType, Union, get_origin
 
 from fastapi import params
@@ -69,7 +69,7 @@ def check_value(provider: Callable[..., Any], value: object) -> None:
     if isinstance(value, params.Depends):
         raise InvalidLifespanDependency(
             provider,
-            f"gave a declaration, `{value}`, for its value",
+            "gave a declaration, what `Depends` returns, for its value",
             "Something called a function without what it declares, and got the default: pass it.",
         )
 
@@ -101,6 +101,9 @@ def _check_kind(dependency: object) -> None:
             "Leave `lru_cache` out: a lifespan dependency is called once for each start.",
         )
 
+
+PROTOCOLS = "typing", "typing_extensions"
+ROUTINES = FunctionType, MethodType, BuiltinFunctionType
 
 # How many callables behind a variadic one are looked at.
 MOST_BEHIND = 100
@@ -163,9 +166,12 @@ def _check_variadic(provider: Callable[..., Any], asked: str | None) -> None:
     """
     __tracebackhide__ = True
     signature = _signature(provider)
-    if not is_variadic(signature):
+    if not is_variadic(signature) or _is_protocol(provider):
         return
-    advice = "Wrap it in a function that names its parameters, and so can declare them."
+    name = name_of(provider)
+    advice = (
+        f"Wrap it in a function that names what it takes, or takes nothing: `lambda: {name}()`."
+    )
     known = signature.parameters.keys()
     for behind in _behind(provider):
         if not _declared_names(behind) <= known:
@@ -173,11 +179,13 @@ def _check_variadic(provider: Callable[..., Any], asked: str | None) -> None:
                 provider,
                 f"hides what `{name_of(behind)}` ({location_of(behind)}) declares, for it takes "
                 f"`{signature}`",
-                f"{advice} A decorator shows the parameters of what it decorates if it is made "
-                "with `functools.wraps`.",
+                "Wrap it in a function that names its parameters, and so can declare them. A "
+                "decorator shows the parameters of what it decorates if it is made with "
+                "`functools.wraps`.",
                 asked=asked,
             )
-    is_plain = inspect.isroutine(provider) or inspect.isclass(origin_of(provider))
+    # by its type: a mock says that it is what it stands for
+    is_plain = issubclass(type(provider), ROUTINES) or inspect.isclass(origin_of(provider))
     if is_plain and all(one.kind in VARIADIC for one in signature.parameters.values()):
         raise InvalidLifespanDependency(
             provider,
@@ -185,6 +193,12 @@ def _check_variadic(provider: Callable[..., Any], asked: str | None) -> None:
             advice,
             asked=asked,
         )
+
+
+def _is_protocol(provider: Any) -> bool:
+    """Whether it takes nothing, by a class that typing gives a constructor until it is called."""
+    kind: Any = origin_of(provider)
+    return inspect.isclass(kind) and getattr(kind.__init__, "__module__", "") in PROTOCOLS
 
 
 def _signature(call: Any) -> inspect.Signature:
@@ -208,7 +222,7 @@ def _behind(provider: Any) -> Iterator[Callable[..., Any]]:
     seen: set[int] = set()
     left = [provider]
     while left and len(seen) < MOST_BEHIND:
-        for one in _parts(left.pop()):
+        for one in _flat(_parts(left.pop())):
             if callable(one) and id(one) not in seen:
                 seen.add(id(one))
                 yield one
@@ -216,29 +230,53 @@ def _behind(provider: Any) -> Iterator[Callable[..., Any]]:
                     left.append(one)
 
 
-def _parts(call: Any) -> list[Any]:
+def _flat(parts: Iterable[Any]) -> Iterator[Any]:
+    """These, and those that are in a collection."""
+    for part in parts:
+        if isinstance(part, dict):
+            yield from part.values()
+        elif isinstance(part, tuple | list | set | frozenset):
+            yield from part
+        else:
+            yield part
+
+
+def _parts(call: Any) -> Iterator[Any]:
     if isinstance(call, functools.partial):
-        return [call.func, *call.args]
-    if origin_of(call) is not call:
-        return [origin_of(call)]
-    if inspect.ismethod(call):
-        owner: Any = call.__self__
-        held = [owner] if inspect.isclass(owner) else getattr(owner, "__dict__", {}).values()
-        return [call.__func__, *held]
-    attributes = getattr(call, "__dict__", {})
-    if inspect.isclass(call):
-        bases = map(vars, call.__mro__)
-        constructors = [base.get(name) for base in bases for name in ("__new__", "__init__")]
-        return [type(call).__call__, attributes.get("__wrapped__"), *constructors]
-    if inspect.isfunction(call):
-        return [attributes.get("__wrapped__"), *_contents(call.__closure__ or ())]
-    return [type(call).__call__, *attributes.values()]
+        yield from (call.func, *call.args, *call.keywords.values())
+    elif origin_of(call) is not call:
+        yield origin_of(call)
+    elif inspect.isclass(call):
+        yield from (type(call).__call__, vars(call).get("__wrapped__"))
+        for base in call.__mro__:
+            yield from (vars(base).get(name) for name in ("__new__", "__init__"))
+    elif isinstance(call, MethodType):
+        yield call.__func__
+    elif isinstance(call, FunctionType):
+        yield from (call.__dict__.get("__wrapped__"), *(call.__defaults__ or ()))
+        yield from (call.__kwdefaults__ or {}).values()
+        yield from _contents(call)
+    elif _is_mock(call):
+        yield from (call.__dict__.get("_mock_wraps"), call.__dict__.get("_mock_side_effect"))
+    else:
+        yield from (type(call).__call__, *getattr(call, "__dict__", {}).values())
+        for kind in type(call).__mro__:  # and what it has in its slots
+            names = vars(kind).get("__slots__", ())
+            for name in (names,) if isinstance(names, str) else names:
+                yield getattr(call, name, None)
 
 
-def _contents(cells: Iterable[CellType]) -> Iterator[Any]:
-    for cell in cells:
+def _is_mock(call: Any) -> bool:
+    mock = sys.modules.get("unittest.mock")
+    return mock is not None and issubclass(type(call), mock.NonCallableMock)
+
+
+def _contents(function: FunctionType) -> Iterator[Any]:
+    """What is in the cells of a function, but for the class that `super()` needs."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):  # it may still be empty
-            yield cell.cell_contents
+            if name != "__class__":
+                yield cell.cell_contents
 
 
 def check_limits(provider: Callable[..., Any], durations: Durations) -> None:

@@ -9,7 +9,7 @@ from contextlib import (
     contextmanager,
     suppress,
 )
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from functools import partial
 from inspect import iscoroutine
 from traceback import walk_tb
@@ -38,12 +38,26 @@ def entered(
     give its memory back; and nothing is between the provider and who enters it, for contextlib's
     own managers lose an exception that is frozen.
     """
-    # One context for both ends, so that a context variable that was set can be reset.
-    run = partial(_in_thread, threads, copy_context().run)
+    run = partial(_in_thread, threads, _InOneContext())
     if kind is Kind.ASYNC_GENERATOR:
         context: AbstractAsyncContextManager[Any] = _context(call(), asynccontextmanager)
         return context
     return _InThread(call, run) if kind is Kind.GENERATOR else _Called(call, kind, run)
+
+
+class _InOneContext:
+    """One context for both ends, so that a context variable that was set can be reset.
+
+    Made in the thread: there anyio has noted that no event loop runs.
+    """
+
+    def __init__(self) -> None:
+        self._context: Context | None = None
+
+    def __call__(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        if self._context is None:
+            self._context = copy_context()
+        return self._context.run(call, *arguments)
 
 
 class _Called(AbstractAsyncContextManager[Any]):

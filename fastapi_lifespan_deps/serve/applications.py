@@ -1,10 +1,11 @@
 """`LifespanFastAPI`, and the same for an application that exists already."""
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Concatenate, TypeVar, Unpack
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 
 from fastapi_lifespan_deps.events import LifespanEvent
 from fastapi_lifespan_deps.exceptions import LifespanDependencyError
@@ -63,7 +64,14 @@ class LifespanFastAPI(FastAPI):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "router":  # a subclass may assign one of its own, which is to know the scope
-            LifespanRouter.adopt(value, self, former=self.__dict__.get(name))
+            if issubclass(type(value), APIRouter):
+                LifespanRouter.adopt(value, self, former=self.__dict__.get(name))
+            else:
+                warnings.warn(
+                    f"The application's router is now a {type(value).__name__}, and no APIRouter: "
+                    "it does not start lifespan dependencies.",
+                    stacklevel=2,
+                )
         super().__setattr__(name, value)
 
     @property

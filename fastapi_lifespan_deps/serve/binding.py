@@ -8,17 +8,19 @@ import threading
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, Self
 
+from anyio import from_thread
 from fastapi import params
 from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_dependant
 from starlette.requests import HTTPConnection
 
 from fastapi_lifespan_deps._compat import EndpointContexts, Kind, kind_of
-from fastapi_lifespan_deps.absence import not_running
+from fastapi_lifespan_deps.absence import current_run, not_running
 from fastapi_lifespan_deps.declare.collect import NO_INJECTION, Injection, Route, lifespan_children
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY, Key, Marker
 from fastapi_lifespan_deps.declare.plan import OverridesProvider
 from fastapi_lifespan_deps.declare.signature import Parameter, typed_signature
+from fastapi_lifespan_deps.live.tasks import current_loop
 
 # FastAPI's dependants belong to the application, not to a run: two runs that start in two
 # threads must not bind one of them twice.
@@ -142,10 +144,19 @@ class BoundCall(functools.partial[Any]):
         pin = connection.scope.get(SCOPE_KEY)
         injection = self.__lifespan_injection__
         if pin is None:
-            raise not_running(injection.parameters[0][1].provider, connection.scope)
+            return self._unpinned(current_run, connection.scope)(**values)
         if pin.holder is not connection.scope:
             pin = pin.run.follow(pin, connection.scope)
         return pin.generation[injection](**values)
+
+    def _unpinned(self, find: Callable[[Any], Any], scope: Any) -> Callable[..., Any]:
+        """What to call for somebody else, who solves it on a request of his own."""
+        run, injection = find(scope), self.__lifespan_injection__
+        if run is not None:
+            return run.current[injection]  # type: ignore[no-any-return]
+        if injection.parameters:
+            raise not_running(injection.parameters[0][1].provider, scope)
+        return injection.call  # what it needs was overridden
 
     def __eq__(self, other: object) -> bool:
         return self.__wrapped__ == (other.__wrapped__ if isinstance(other, BoundCall) else other)
@@ -172,9 +183,7 @@ class _CallInThread(BoundCall):
         pin = connection.scope.get(SCOPE_KEY)
         injection = self.__lifespan_injection__
         if pin is None:
-            if injection.parameters:
-                raise not_running(injection.parameters[0][1].provider, connection.scope)
-            return injection.call(**values)  # what it needs was overridden
+            return self._unpinned(_run_for_thread, connection.scope)(**values)
         if pin.holder is not connection.scope:
             pin = pin.run.follow(pin, connection.scope)
         return self._within(pin, pin.generation[injection], values)
@@ -185,6 +194,15 @@ class _CallInThread(BoundCall):
             return call(**values)
         finally:
             pin.leave_thread()
+
+
+def _run_for_thread(scope: Any) -> Any:
+    if current_loop() is not None:
+        return current_run(scope)
+    try:
+        return from_thread.run_sync(current_run, scope)
+    except RuntimeError:  # it is nobody's thread
+        return None
 
 
 class _GeneratorInThread(_CallInThread):

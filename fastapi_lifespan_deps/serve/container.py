@@ -182,6 +182,7 @@ async def get_container(connection: HTTPConnection) -> LifespanContainer:
     run = current_run(scope)
     if run is None:
         raise not_running(get_container, scope)
+    await run.overrides.apply()  # as a request would that comes now
     return LifespanContainer(run, scope.get("app"))
 
 

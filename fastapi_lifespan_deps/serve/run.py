@@ -40,7 +40,6 @@ class Run:
         self.events = Events(*listeners)
         self.live = LiveValues(application, self.events, concurrent=concurrent)
         self._sources = Sources()
-        self._doubts: set[str] = set()  # those that were told
         self.overrides = OverridesInForce(application, self._sources, self.live, self.events)
         self.refresher = Refresher(self.live, self.overrides, self.events)
         self.loop = self.live.supervisor.tasks.loop
@@ -88,9 +87,6 @@ class Run:
             plan = self.overrides.plan()
             for error in plan.errors:
                 raise error
-            for doubt in set(doubts(self._sources, plan)) - self._doubts:
-                self._doubts.add(doubt)
-                warnings.warn(doubt, stacklevel=1)
             binder = Binder(self.overrides_provider)
             for source in self._sources:
                 if isinstance(source, Route):
@@ -100,6 +96,8 @@ class Run:
 
     def serve(self) -> None:
         """Note that the application serves from now on: values may be refreshed."""
+        for doubt in doubts(self._sources, self.current.plan):
+            warnings.warn(doubt, stacklevel=1)
         self.live.phase = "serving"
         self.events.tell("up", seconds=anyio.current_time() - self._since)
 
