@@ -4,38 +4,16 @@ Importing it makes the swap. It also proves the swap, by counting the applicatio
 and runs what failed again, alone: a few of FastAPI's tests disturb each other when run in parallel.
 """
 
-import functools
 import os
 import subprocess
 import sys
-from collections import Counter
 
-import fastapi
-import fastapi.applications
-import fastapi.param_functions
 import pytest
-
-from fastapi_lifespan_deps import Depends, LifespanFastAPI
+from swap import applications, swap, swapped
 
 # More failures than this aren't the tests' own.
 RUN_AGAIN_AT_MOST = 20
 RUNNING_AGAIN = "FASTAPI_SUITE_RUNNING_AGAIN"
-
-applications: Counter[str] = Counter()
-
-
-def swap() -> None:
-    stock_init = fastapi.FastAPI.__init__
-
-    @functools.wraps(stock_init)
-    def counting_init(self, *args, **kwargs):
-        applications["ours" if isinstance(self, LifespanFastAPI) else "stock"] += 1
-        stock_init(self, *args, **kwargs)
-
-    fastapi.FastAPI.__init__ = counting_init
-    fastapi.FastAPI = fastapi.applications.FastAPI = LifespanFastAPI
-    fastapi.Depends = fastapi.param_functions.Depends = Depends
-
 
 swap()
 
@@ -56,10 +34,6 @@ def pytest_sessionfinish(session):
         run_failed_again(session)
     if session.exitstatus == pytest.ExitCode.OK and not swapped():
         session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
-
-
-def swapped():
-    return applications["ours"] > 0 and applications["stock"] == 0
 
 
 def run_failed_again(session):
