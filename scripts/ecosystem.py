@@ -97,7 +97,16 @@ class Project:
         if not configures_pytest(sources):  # or pytest takes ours, further up
             arguments = [*arguments, "-c", os.devnull, "--rootdir", str(sources)]
         command = [
-            *(self._python, "-m", "pytest", "-q", "-p", "ecosystem_plugin", "-p", "no:cacheprovider"),
+            *(
+                self._python,
+                "-m",
+                "pytest",
+                "-q",
+                "-p",
+                "ecosystem_plugin",
+                "-p",
+                "no:cacheprovider",
+            ),
             *arguments,
             *(only or self._table["tests"]),
         ]

@@ -102,6 +102,10 @@ def _check_kind(dependency: object) -> None:
         )
 
 
+_STARS: dict[Any, str] = {
+    inspect.Parameter.VAR_POSITIONAL: "*",
+    inspect.Parameter.VAR_KEYWORD: "**",
+}
 PROTOCOLS = "typing", "typing_extensions"
 ROUTINES = FunctionType, MethodType, BuiltinFunctionType
 
@@ -173,12 +177,14 @@ def _check_variadic(provider: Callable[..., Any], asked: str | None) -> None:
         f"Wrap it in a function that names what it takes, or takes nothing: `lambda: {name}()`."
     )
     known = signature.parameters.keys()
+    names = [_STARS.get(one.kind, "") + one.name for one in signature.parameters.values()]
+    takes = f"({', '.join(names)})"
     for behind in _behind(provider):
         if not _declared_names(behind) <= known:
             raise InvalidLifespanDependency(
                 provider,
                 f"hides what `{name_of(behind)}` ({location_of(behind)}) declares, for it takes "
-                f"`{signature}`",
+                f"`{takes}`",
                 "Wrap it in a function that names its parameters, and so can declare them. A "
                 "decorator shows the parameters of what it decorates if it is made with "
                 "`functools.wraps`.",
@@ -189,7 +195,7 @@ def _check_variadic(provider: Callable[..., Any], asked: str | None) -> None:
     if is_plain and all(one.kind in VARIADIC for one in signature.parameters.values()):
         raise InvalidLifespanDependency(
             provider,
-            f"takes `{signature}`, which does not tell what it is to be given",
+            f"takes `{takes}`, which does not tell what it is to be given",
             advice,
             asked=asked,
         )
