@@ -79,15 +79,18 @@ class DependencyScopeError(LifespanDependencyError, fastapi_exceptions.Dependenc
         found: str,
         path: Sequence[Step],
         advice: str,
+        *,
+        reason: str = "is started once, with the application, before any request",
+        otherwise: str = 'make `{name}` request-scoped (drop scope="lifespan")',
     ) -> None:
         self.provider = provider
         self.parameter = parameter
         self.path = tuple(path)
         name = name_of(provider)
         super().__init__(
-            f"`{name}` is started once, with the application, before any request,\n"
+            f"`{name}` {reason},\n"
             f"so it cannot take `{parameter}`, {found}.\n\n{draw_path(path)}\n\n"
-            f'{advice}, or make `{name}` request-scoped (drop scope="lifespan").'
+            f"{advice}, or {otherwise.format(name=name)}."
         )
 
 

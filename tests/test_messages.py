@@ -11,11 +11,12 @@ from typing import Annotated, Any, NewType, Optional
 
 import fastapi
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 
 import fastapi_lifespan_deps
 from fastapi_lifespan_deps import (
+    DependencyScopeError,
     Depends,
     InvalidDependencyScope,
     InvalidLifespanDependency,
@@ -195,6 +196,31 @@ def test_what_needs_an_event_loop_in_a_def_is_told_that_it_runs_in_a_thread() ->
     notes = notes_of_the_start(get_client)
     assert "It is no `async def`, so it is called in a worker thread" in notes
     assert notes_of_the_start(get_client_async).endswith("failed to start")
+
+
+def test_an_option_that_is_nearly_right_is_told() -> None:
+    with pytest.raises(InvalidLifespanDependency, match="Did you mean `refresh_every`"):
+        Depends(get_pool, scope="lifespan", refresh_evry=3)
+
+
+def test_an_annotation_is_no_dependency() -> None:
+    with pytest.raises(InvalidLifespanDependency, match="and that is an annotation"):
+        Depends(TokenDep, scope="lifespan")
+
+
+def test_a_hook_is_told_that_it_runs_outside_of_requests() -> None:
+    async def warm(request: Request, pool: TokenDep) -> None: ...
+
+    async def announce(app: FastAPI, pool: TokenDep) -> None: ...
+
+    for hook, parameter in ((warm, "request"), (announce, "app")):
+        app = LifespanFastAPI(on_startup=[hook])
+        with pytest.raises(DependencyScopeError) as caught, TestClient(app):
+            pass
+        message = str(caught.value)
+        assert "runs when the application starts or stops, and not in a request" in message
+        assert f"so it cannot take `{parameter}`" in message
+        assert message.endswith("or give it a default.")
 
 
 # Doubts: what is legal, and hardly meant

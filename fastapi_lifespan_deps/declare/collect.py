@@ -17,7 +17,12 @@ from fastapi_lifespan_deps._compat import (
     is_frontend,
     listed_dependencies,
 )
-from fastapi_lifespan_deps.exceptions import InvalidLifespanDependency, Step, name_of
+from fastapi_lifespan_deps.exceptions import (
+    DependencyScopeError,
+    InvalidLifespanDependency,
+    Step,
+    name_of,
+)
 
 from .params import (
     LIFESPAN_NOTE,
@@ -140,6 +145,23 @@ class LifecycleFunction:
         if not passed:  # a lifespan function has a wrapper of FastAPI's
             self._check_wrapper()
 
+    def _check_given(self, parameter: Parameter, top: Step) -> None:
+        """Raise for a parameter that nobody fills."""
+        texts = {
+            "reason": "runs when the application starts or stops, and not in a request",
+            "otherwise": "give it a default",
+        }
+        found = requirement(self.function, parameter, (top,), **texts)
+        if found is not None and found.marker is None:
+            raise DependencyScopeError(
+                self.function,
+                parameter.name,
+                "for nobody passes the application to it",
+                (top, Step(str(parameter))),
+                "Take the application from where the function stands",
+                **texts,
+            )
+
     def _check_wrapper(self) -> None:
         """Raise if what wraps the function does not take what the function declares."""
         names = [name or "" for name, _ in self.injection.parameters]
@@ -176,7 +198,7 @@ class LifecycleFunction:
             else:  # where nothing is injected, it is called as FastAPI calls it
                 is_given = parameter.has_default or not self.injection.parameters
             if not is_given:
-                requirement(self.function, parameter, (top,))
+                self._check_given(parameter, top)
         for name, key in self.injection.parameters:
             yield Declaration(
                 self.overrides_provider, key, (top, Step(name or "", key.provider, LIFESPAN_NOTE))

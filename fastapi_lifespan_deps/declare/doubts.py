@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Annotated, Any, get_args, get_origin
+from typing import Any, get_args
 
 from fastapi import params
 from fastapi.dependencies.models import Dependant
@@ -13,7 +13,7 @@ from fastapi_lifespan_deps.exceptions import InvalidDependencyScope, location_of
 from .collect import LifecycleFunction, Route, Source, bound_by
 from .params import marker_behind
 from .plan import Plan
-from .signature import parameters
+from .signature import is_annotated, parameters
 
 SCOPES = (None, "function", "request", "lifespan")
 
@@ -47,7 +47,7 @@ def _wrong_scopes(routes: Iterable[Route]) -> Iterator[tuple[object, str]]:
 def _about_key(key: Any, calls: Iterable[Any]) -> str:
     """What is wrong with the key of an override; nothing, most often."""
     alias = getattr(key, "__value__", key)  # of `type Name = Annotated[...]`
-    if get_origin(alias) is Annotated:
+    if is_annotated(key):
         kind, *metadata = get_args(alias)
         dependency = [one.dependency for one in metadata if isinstance(one, params.Depends)]
         marker = marker_behind(dependency[0]) if dependency else None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from difflib import get_close_matches
 from types import FunctionType
 from typing import Any, Literal, Never
 
@@ -123,8 +124,13 @@ def Depends(
                 )
         return FastAPIDepends(dependency, use_cache=use_cache, scope=scope, **options)
     for option in options:
+        meant = get_close_matches(option, ours, 1)
         raise InvalidLifespanDependency(
-            dependency, f"does not take `{option}`", "That option is for requests: leave it out."
+            dependency,
+            f"does not take `{option}`",
+            f"Did you mean `{meant[0]}`?"
+            if meant
+            else "That option is for requests: leave it out.",
         )
     durations = {option: in_seconds(value) for option, value in ours.items() if value is not None}
     for option, seconds in durations.items():
@@ -376,9 +382,12 @@ def name_step(provider: Callable[..., Any]) -> str:
 
 
 def requirement(
-    provider: Callable[..., Any], parameter: Parameter, path: Sequence[Step]
+    provider: Callable[..., Any], parameter: Parameter, path: Sequence[Step], **texts: str
 ) -> Requirement | None:
-    """What a provider takes through one parameter; None if it is left to its default."""
+    """What a provider takes through one parameter; None if it is left to its default.
+
+    `texts` are those of the error, for what isn't a provider.
+    """
     if isinstance(parameter.marker, params.Depends):
         marker = lifespan_marker(parameter.marker, parameter.annotation)
         if marker is not None:
@@ -404,7 +413,7 @@ def requirement(
             advice = (
                 f"Give `{parameter.name}` a plain default, declare it as a lifespan dependency too"
             )
-    raise DependencyScopeError(provider, parameter.name, found, [*path, step], advice)
+    raise DependencyScopeError(provider, parameter.name, found, [*path, step], advice, **texts)
 
 
 def in_seconds(duration: object) -> float:

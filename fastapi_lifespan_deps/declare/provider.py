@@ -17,6 +17,7 @@ from fastapi_lifespan_deps.exceptions import InvalidLifespanDependency, location
 from .signature import (
     VARIADIC,
     innermost,
+    is_annotated,
     is_missing,
     is_variadic,
     layers,
@@ -86,6 +87,12 @@ def _check_kind(dependency: object) -> None:
             f"needs the function itself, and you called `{name}()`",
             f'Write `Depends({name}, scope="lifespan")`.',
             asked=f'Depends({name}(), scope="lifespan")',
+        )
+    if is_annotated(dependency):
+        raise InvalidLifespanDependency(
+            dependency,
+            "needs a function or a class, and that is an annotation",
+            "Annotate the parameter with it, or pass what it declares.",
         )
     if get_origin(dependency) in (Literal, Union, UnionType) or isinstance(dependency, NewType):
         raise InvalidLifespanDependency(
@@ -173,9 +180,10 @@ def _check_variadic(provider: Callable[..., Any], asked: str | None) -> None:
     if not is_variadic(signature) or _is_protocol(provider):
         return
     name = name_of(provider)
-    advice = (
-        f"Wrap it in a function that names what it takes, or takes nothing: `lambda: {name}()`."
-    )
+    advice = "Wrap it in a function that names what it takes"
+    if name.isidentifier():
+        advice += f", or takes nothing: `lambda: {name}()`"
+    advice += ". If it is a decorator's, `functools.wraps` shows what the decorated one takes."
     known = signature.parameters.keys()
     names = [_STARS.get(one.kind, "") + one.name for one in signature.parameters.values()]
     takes = f"({', '.join(names)})"

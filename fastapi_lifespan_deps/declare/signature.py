@@ -91,6 +91,11 @@ def is_variadic(signature: inspect.Signature) -> bool:
     return any(parameter.kind in VARIADIC for parameter in signature.parameters.values())
 
 
+def is_annotated(alias: Any) -> bool:
+    """Whether it is an `Annotated[...]`, or a name of one that `type` has made."""
+    return get_origin(getattr(alias, "__value__", alias)) is Annotated
+
+
 def origin_of(call: Any) -> Any:
     """The class of a generic alias, `Repo` of `Repo[User]`; anything else as it is."""
     origin = get_origin(call)
