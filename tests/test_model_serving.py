@@ -42,7 +42,7 @@ def client() -> Iterator[TestClient]:
 def fake_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     """The application with a model that loads at once."""
     monkeypatch.setenv("MODEL_SERVING_DEVICE", "cpu")
-    monkeypatch.setitem(app.dependency_overrides, get_model, CountWords)
+    monkeypatch.setitem(app.dependency_overrides, get_model, lambda: CountWords())
     with TestClient(app) as client:
         yield client
 
@@ -342,7 +342,7 @@ def test_event_loop_is_free_while_the_model_works(monkeypatch: pytest.MonkeyPatc
             self.warm = True  # The first forward pass belongs to startup.
             return super().forward(**inputs)
 
-    monkeypatch.setitem(app.dependency_overrides, get_model, Slow)
+    monkeypatch.setitem(app.dependency_overrides, get_model, lambda: Slow())
     with TestClient(app) as client, ThreadPoolExecutor() as threads:
         answer = threads.submit(client.post, "/embeddings", json={"texts": ["text"]})
         try:
@@ -385,7 +385,7 @@ def test_directory_checksum_device_and_limits_come_from_the_environment(
 def test_empty_variables_are_unset_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODEL_SERVING_MODEL_DIR", "")
     monkeypatch.setenv("MODEL_SERVING_DEVICE", "")
-    monkeypatch.setitem(app.dependency_overrides, get_model, CountWords)
+    monkeypatch.setitem(app.dependency_overrides, get_model, lambda: CountWords())
     with TestClient(app) as client:
         assert client.get("/readyz").json()["model"] == "all-MiniLM-L6-v2"
 

@@ -475,7 +475,7 @@ def test_a_model_that_fails_is_a_500_for_its_batch_only(monkeypatch: pytest.Monk
                 raise RuntimeError("two of three word pieces")
             return super().forward(**inputs)
 
-    monkeypatch.setitem(app.dependency_overrides, get_model, Fussy)
+    monkeypatch.setitem(app.dependency_overrides, get_model, lambda: Fussy())
     with TestClient(app, raise_server_exceptions=False) as client:
         answers = [
             client.post("/embeddings", json={"texts": texts})
@@ -497,7 +497,7 @@ def test_a_model_that_fails_at_its_largest_batch_does_not_start(
             shapes.append(tuple(inputs["input_ids"].shape))
             raise RuntimeError("out of memory")
 
-    monkeypatch.setitem(app.dependency_overrides, get_model, TooLarge)
+    monkeypatch.setitem(app.dependency_overrides, get_model, lambda: TooLarge())
     with pytest.raises(RuntimeError, match="out of memory"), TestClient(app):
         pass
     assert shapes == [(2, 256)]

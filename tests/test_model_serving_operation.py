@@ -22,7 +22,7 @@ __all__ = ["test_the_best_comes_first"]  # shown on the page "Serve a model"
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODEL_SERVING_DEVICE", "cpu")
-    monkeypatch.setitem(app.dependency_overrides, get_model, CountWords)
+    monkeypatch.setitem(app.dependency_overrides, get_model, lambda: CountWords())
 
 
 def samples(client: TestClient) -> dict[str, float]:

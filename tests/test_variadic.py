@@ -148,6 +148,39 @@ def with_default(name: str = "pool", *, function: Any = get_pool, **kwargs: Any)
     return function(**kwargs)
 
 
+class HiddenGeneric(Base, Generic[T]):
+    def __init__(self, size: int = 5, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
+class Odd:
+    """It does not want to be looked at."""
+
+    __slots__ = ("never_set",)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        raise RuntimeError("not to be read")
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("not to be looked at")
+
+    def __call__(self, **kwargs: Any) -> Any:
+        raise AssertionError
+
+
+class Unset:
+    """A slot of it was never filled."""
+
+    __slots__ = ("never_set",)
+
+    def __getattr__(self, name: str) -> Any:
+        raise (RuntimeError if name == "never_set" else AttributeError)(name)
+
+    def __call__(self, **kwargs: Any) -> str:
+        return "postgres://"
+
+
 class Slotted:
     __slots__ = ("functions",)
 
@@ -200,6 +233,7 @@ HIDDEN = {
     "default": with_default,
     "own signature": with_own_signature(),
     "mock": MagicMock(wraps=get_pool),
+    "alias": HiddenGeneric[int],
     "one slot": OneSlot({"pool": get_pool}),
     "passed on": functools.partial(logged(get_url), get_pool),
 }
@@ -275,6 +309,16 @@ def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def with_name(function: Callable[[], str], odd: Any = None) -> Callable[..., Any]:
+    """A decorator whose function has names of its own, and holds what hides nothing."""
+
+    def wrapper(name: str = "pool", **kwargs: Any) -> str:
+        assert not odd or callable(odd)
+        return function()
+
+    return wrapper
+
+
 @pytest.mark.parametrize(
     "provider",
     [
@@ -282,6 +326,9 @@ def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
         functools.partial(create_engine, "postgres://"),
         functools.partial(lambda *args: args[0], "postgres://"),
         SessionMaker("postgres://"),
+        Unset(),
+        with_name(lambda: "postgres://"),
+        with_name(lambda: "postgres://", Odd()),
         decorated(create_engine),
     ],
 )

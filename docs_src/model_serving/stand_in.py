@@ -22,7 +22,7 @@ class CountWords(torch.nn.Module):
 
 
 def test_the_best_comes_first() -> None:
-    app.dependency_overrides[get_model] = CountWords
+    app.dependency_overrides[get_model] = lambda: CountWords()
     try:
         with TestClient(app) as client:
             body = {"query": "red car", "candidates": ["blue sky", "red house", "red car"]}

@@ -155,7 +155,7 @@ def check_callable(dependency: object, asked: str | None = None) -> None:
 def _check_layers(provider: Callable[..., Any], asked: str | None) -> None:
     """Raise unless FastAPI can tell how to call it: it looks through partials and wrappers."""
     __tracebackhide__ = True
-    if is_missing(provider):
+    if is_missing(provider):  # pragma: no cover - Python 3.14
         return
     try:
         inspect.unwrap(provider)
@@ -236,12 +236,18 @@ def _behind(provider: Any) -> Iterator[Callable[..., Any]]:
     seen: set[int] = set()
     left = [provider]
     while left and len(seen) < MOST_BEHIND:
-        for one in _flat(_parts(left.pop())):
+        for one in _parts_of(left.pop()):
             if callable(one) and id(one) not in seen:
                 seen.add(id(one))
                 yield one
                 if is_variadic(_signature(one)):
                     left.append(one)
+
+
+def _parts_of(call: Any) -> list[Any]:
+    with suppress(Exception):  # it answers what it likes
+        return [*_flat(_parts(call))]
+    return []
 
 
 def _flat(parts: Iterable[Any]) -> Iterator[Any]:
