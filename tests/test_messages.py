@@ -204,8 +204,9 @@ def test_an_option_that_is_nearly_right_is_told() -> None:
 
 
 def test_an_annotation_is_no_dependency() -> None:
+    annotated: Any = TokenDep
     with pytest.raises(InvalidLifespanDependency, match="and that is an annotation"):
-        Depends(TokenDep, scope="lifespan")
+        Depends(annotated, scope="lifespan")
 
 
 def test_a_hook_is_told_that_it_runs_outside_of_requests() -> None:
