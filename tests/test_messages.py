@@ -6,7 +6,7 @@ import pickle
 import traceback
 import warnings
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Annotated, Any, NewType, Optional
 
 import fastapi
@@ -214,8 +214,10 @@ def test_a_hook_is_told_that_it_runs_outside_of_requests() -> None:
 
     async def announce(app: FastAPI, pool: TokenDep) -> None: ...
 
-    for hook, parameter in ((warm, "request"), (announce, "app")):
-        app = LifespanFastAPI(on_startup=[hook])
+    hooks: list[tuple[Any, str]] = [(warm, "request"), (announce, "app")]
+    for hook, parameter in hooks:
+        app = LifespanFastAPI()
+        app.router.on_startup.append(hook)
         with pytest.raises(DependencyScopeError) as caught, TestClient(app):
             pass
         message = str(caught.value)
@@ -282,16 +284,21 @@ def test_an_override_that_can_override_nothing_is_doubted() -> None:
 
     app.dependency_overrides |= {get_pool: fake, Token: Token, Adapter: Adapter}
     assert warned(app) == []
-    wrong: dict[Any, Any] = {TokenDep: fake, Annotated[Token, fastapi.Depends()]: fake, int: fake}
+    stock: Any = fastapi.Security(get_token)  # up to 0.121.2 FastAPI's own have no hash
+    wrong: dict[Any, Any] = {TokenDep: fake, Annotated[Token, "a note"]: fake, int: fake}
+    with suppress(TypeError):
+        wrong[Annotated[Token, stock]] = fake
     app.dependency_overrides |= wrong
-    assert sorted(warned(app)) == [
-        "dependency_overrides[Annotated[Token, ...]] overrides nothing: its key is an annotation. "
-        "Use what the annotation declares: `Token`.",
-        "dependency_overrides[Annotated[str, ...]] overrides nothing: its key is an annotation. "
-        "Use what the annotation declares: `get_pool`.",
+    annotation = "overrides nothing: its key is an annotation. Use what the annotation declares:"
+    told = {
+        f"dependency_overrides[Annotated[Token, ...]] {annotation} `Token`.",
+        f"dependency_overrides[Annotated[str, ...]] {annotation} `get_pool`.",
         "dependency_overrides[int] overrides nothing: nothing declares that class. "
         "Use the very function or class that is passed to `Depends`.",
-    ]
+    }
+    if len(wrong) == 4:
+        told.add(f"dependency_overrides[Annotated[Token, ...]] {annotation} `get_token`.")
+    assert set(warned(app)) == told
 
 
 def test_what_another_override_takes_may_be_overridden() -> None:
