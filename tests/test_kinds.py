@@ -9,7 +9,7 @@ import functools
 import gc
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Annotated, Any, NamedTuple
 
 import asyncer
@@ -243,6 +243,8 @@ def outcome(case: Case, answer: Callable[[TestClient], Any]) -> tuple[str, list[
         with TestClient(case.app) as client:
             response = answer(client)
             found = f"{response.status_code} {response.text}"
+            if response.status_code == 422:  # it wants `kwargs` of the request
+                found = "an error"
     except Exception:
         found = "an error"
     return found, case.log
@@ -317,10 +319,12 @@ def test_k1_an_endpoint_is_called_as_ever(function: str, wrapper: str, included:
 @combinations
 def test_k1_a_hook_is_called_as_ever(function: str, wrapper: str) -> None:
     """What takes nothing, so that stock FastAPI can call it; and with a value of ours."""
-    results = []
+    results, is_readable = [], False
     for case, engine in ((stock(), str), (ours(), str), (ours(), None)):
         call = wrapped(case, function, wrapper, engine)
         hook = functools.partial(call, engine="engine") if engine else call
+        with suppress(ValueError):  # from Python 3.13 on it isn't for a class that wraps one
+            is_readable = "engine" in inspect.signature(call).parameters
         try:
             case.app.router.on_startup.append(hook)
             case.app.get("/")(lambda: "started")
@@ -329,7 +333,7 @@ def test_k1_a_hook_is_called_as_ever(function: str, wrapper: str) -> None:
         else:
             results.append(outcome(case, lambda client: client.get("/")))
     assert results[0] == results[1]
-    if wrapper != "itself":  # nobody can read what it takes
+    if is_readable:
         assert results[0] == results[2]
 
 
