@@ -11,7 +11,8 @@ from swap import applications, swap, swapped
 from fastapi_lifespan_deps import Depends, LifespanFastAPI
 from fastapi_lifespan_deps.declare.collect import collect_routes
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY
-from fastapi_lifespan_deps.serve.run import Run
+from fastapi_lifespan_deps.live.run import Run
+from fastapi_lifespan_deps.serve.binding import Binder
 
 SWAP = bool(os.environ["ECOSYSTEM_SWAP"])
 outcomes = {}
@@ -32,7 +33,7 @@ async def call_running(self, scope, receive, send):
     is_request = scope["type"] in ("http", "websocket")
     if not is_request or SCOPE_KEY in scope or self.router.lifespan_runs.find(scope):
         return await call(self, scope, receive, send)
-    run, runs = Run(self.router), self.router.lifespan_runs
+    run, runs = Run(self.router, self, self, binder=Binder), self.router.lifespan_runs
     await run.start(collect_routes(self))
     runs.open(run)
     run.serve()

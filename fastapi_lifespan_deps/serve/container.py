@@ -14,8 +14,7 @@ from fastapi_lifespan_deps.declare.params import SCOPE_KEY, Key, in_seconds
 from fastapi_lifespan_deps.declare.plan import OverridesProvider
 from fastapi_lifespan_deps.live.generation import Generation, Pin
 from fastapi_lifespan_deps.live.refresh import Draining, Policy
-
-from .run import Run
+from fastapi_lifespan_deps.live.run import Run
 
 T = TypeVar("T")
 D = TypeVar("D", default=None)

@@ -29,9 +29,10 @@ from fastapi_lifespan_deps.declare.params import SCOPE_KEY
 from fastapi_lifespan_deps.events import Listener
 from fastapi_lifespan_deps.exceptions import combined
 from fastapi_lifespan_deps.live.generation import Pin
+from fastapi_lifespan_deps.live.run import Run, Runs
 from fastapi_lifespan_deps.live.values import LiveValues
 
-from .run import Run, Runs
+from .binding import Binder
 
 LifespanStart = Literal["sequential", "concurrent"]
 Hook = Callable[..., Any]
@@ -87,7 +88,16 @@ class Lifespan:
                 yield state
             return
 
-        run = Run(host.router, host.listeners, concurrent=host.start == "concurrent")
+        application = host.router.dependency_overrides_provider
+        is_concurrent = host.start == "concurrent"
+        run = Run(
+            host.router,
+            application,
+            application,
+            host.listeners,
+            concurrent=is_concurrent,
+            binder=Binder,
+        )
         lifecycle = Lifecycle(host, run)
         failure: BaseException | None = None
         try:

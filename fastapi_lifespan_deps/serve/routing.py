@@ -15,11 +15,11 @@ from fastapi_lifespan_deps.events import Listener, check_listener
 from fastapi_lifespan_deps.exceptions import LifespanNotRunning, UnavailableLifespanDependency
 from fastapi_lifespan_deps.live.asking import serves_requests
 from fastapi_lifespan_deps.live.generation import Pin
+from fastapi_lifespan_deps.live.run import Run, Runs
 from fastapi_lifespan_deps.live.values import LiveValues
 
 from .container import LifespanContainer
 from .lifespan import Host, Lifespan, LifespanStart
-from .run import Run, Runs
 
 # From Python 3.12 on, asking for the running event loop is no system call.
 RUNNING_LOOP_IS_CHEAP = sys.version_info >= (3, 12)

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable
 from threading import get_ident
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import anyio.from_thread
@@ -14,29 +14,42 @@ from fastapi_lifespan_deps.absence import unknown_place
 from fastapi_lifespan_deps.declare.collect import LifecycleFunction, Route, Source, Sources
 from fastapi_lifespan_deps.declare.doubts import doubts
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY, Key, Marker
+from fastapi_lifespan_deps.declare.plan import OverridesProvider
 from fastapi_lifespan_deps.events import Events, Listener
-from fastapi_lifespan_deps.live.generation import Generation, Pin
-from fastapi_lifespan_deps.live.overrides import OverridesInForce
-from fastapi_lifespan_deps.live.refresh import Refresher
-from fastapi_lifespan_deps.live.tasks import current_loop
-from fastapi_lifespan_deps.live.values import LiveValues
 
-from .binding import Binder
+from .generation import Generation, Pin
+from .overrides import OverridesInForce
+from .refresh import Refresher
+from .tasks import current_loop
+from .values import LiveValues
+
+
+class Binder(Protocol):
+    """What makes routes take their values; see serve/binding.py."""
+
+    def bind(self, route: Route, /) -> None: ...
 
 
 class Run:
-    """One startup-to-shutdown of an application.
+    """One startup-to-shutdown, of an application or of a container by itself.
 
-    The application has three roles in it: a provider may take it as a value; its overrides hold for
-    its own routes; and its router tells which run this is.
+    `identity` tells whose run it is, `overrides_provider` whose overrides hold, and `application`
+    is what a provider gets that takes it, if there is one. `binder` makes what binds routes.
     """
 
     def __init__(
-        self, router: Any, listeners: Iterable[Listener] = (), *, concurrent: bool = False
+        self,
+        identity: object,
+        overrides_provider: OverridesProvider,
+        application: Any,
+        listeners: Iterable[Listener] = (),
+        *,
+        concurrent: bool = False,
+        binder: Callable[[Any], "Binder"] | None = None,
     ) -> None:
-        application = router.dependency_overrides_provider
-        self.router = router
-        self.overrides_provider = application
+        self.identity = identity
+        self.overrides_provider = overrides_provider
+        self._binder = binder
         self.events = Events(*listeners)
         self.live = LiveValues(application, self.events, concurrent=concurrent)
         self._sources = Sources()
@@ -87,10 +100,11 @@ class Run:
             plan = self.overrides.plan()
             for error in plan.errors:
                 raise error
-            binder = Binder(self.overrides_provider)
-            for source in self._sources:
-                if isinstance(source, Route):
-                    binder.bind(source)
+            if self._binder is not None:
+                binder = self._binder(self.overrides_provider)
+                for source in self._sources:
+                    if isinstance(source, Route):
+                        binder.bind(source)
             await self.live.change(plan, all_or_none=True)
             self.overrides.enforce(plan.overrides)
 
@@ -186,7 +200,7 @@ class Runs:
         if scope is not None and self.only is None:
             named = (scope.get("state") or {}).get(SCOPE_KEY)
         for run in reversed(self._alive):
-            is_named = named is None or named is run or named.router is not run.router
+            is_named = named is None or named is run or named.identity is not run.identity
             if is_named and run.is_here():
                 return run
         return None
