@@ -6,9 +6,9 @@ import anyio
 
 from fastapi_lifespan_deps import (
     Depends,
-    LifespanContainer,
     LifespanFastAPI,
     UninitializedLifespanDependency,
+    View,
 )
 
 
@@ -32,7 +32,7 @@ async def get_feed() -> AsyncIterator[Feed]:
 FeedDep = Annotated[Feed, Depends(get_feed, scope="lifespan")]
 
 
-async def look_after_feed(container: LifespanContainer) -> None:
+async def look_after_feed(container: View) -> None:
     try:
         container[get_feed]
     except UninitializedLifespanDependency:

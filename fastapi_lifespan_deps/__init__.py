@@ -1,5 +1,7 @@
 """FastAPI dependencies that live as long as the application."""
 
+from .call.container import LifespanContainer, inject
+from .call.view import View, current_container, get_container
 from .declare.params import Depends
 from .events import LifespanEvent
 from .exceptions import (
@@ -16,7 +18,6 @@ from .exceptions import (
 )
 from .live.refresh import Draining
 from .serve.applications import LifespanFastAPI, enable_lifespan_scope, lifespan_container
-from .serve.container import LifespanContainer, get_container
 
 __all__ = [
     "DependencyCycleError",
@@ -34,7 +35,10 @@ __all__ = [
     "RefreshError",
     "UnavailableLifespanDependency",
     "UninitializedLifespanDependency",
+    "View",
+    "current_container",
     "enable_lifespan_scope",
     "get_container",
+    "inject",
     "lifespan_container",
 ]

@@ -16,6 +16,7 @@ from fastapi_lifespan_deps import (
     LifespanFastAPI,
     LifespanNotRunning,
     UninitializedLifespanDependency,
+    View,
     enable_lifespan_scope,
     get_container,
 )
@@ -287,7 +288,7 @@ async def test_the_running_container_of_the_latest_run_here() -> None:
 # --- Other threads, and other event loops
 
 
-def ask_in_another_loop(container: LifespanContainer, step: str) -> Any:
+def ask_in_another_loop(container: View, step: str) -> Any:
     """As `asyncio.run` in a thread, which a `def` endpoint may think of."""
 
     async def ask() -> Any:
@@ -307,7 +308,7 @@ async def test_clause_10_in_another_event_loop_it_says_at_once_where_to_ask(
     step: str, whose: str
 ) -> None:
     app = LifespanFastAPI()
-    found: list[LifespanContainer] = []
+    found: list[View] = []
 
     @app.get("/")
     def read(

@@ -31,6 +31,7 @@ from fastapi_lifespan_deps import (
     LifespanNotRunning,
     RefreshError,
     UninitializedLifespanDependency,
+    View,
     get_container,
 )
 from tests.recording import Value, app_with, closed, leaves, named, opened, starts_and_stops
@@ -280,7 +281,7 @@ class Visit:
     refresh: Refresh | None = None
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     turn: anyio.Semaphore = field(default_factory=lambda: anyio.Semaphore(0))
-    container: LifespanContainer | None = None
+    container: View | None = None
     declared: list[tuple[Need, Item]] = field(default_factory=list)
     looked_up: list[tuple[Need, Item]] = field(default_factory=list)
     has_asked: bool = False
@@ -652,11 +653,9 @@ class Play:
 
         return wait
 
-    def take(
-        self, visit: Visit, needs: Sequence[Need], values: dict[str, Any]
-    ) -> LifespanContainer | None:
+    def take(self, visit: Visit, needs: Sequence[Need], values: dict[str, Any]) -> View | None:
         """Note what a request is given, and give back the container if that is among it."""
-        container: LifespanContainer | None = values.pop("container", None)
+        container: View | None = values.pop("container", None)
         visit.declared += zip(needs, values.values(), strict=True)
         for value in values.values():
             for item in value.all:
@@ -678,7 +677,7 @@ class Play:
         for _, item in visit.values:
             self.check(self.is_usable(item), f"{visit.page} has {item}, which was stopped")
 
-    async def use(self, visit: Visit, container: LifespanContainer | None) -> None:
+    async def use(self, visit: Visit, container: View | None) -> None:
         """What an endpoint does: wait, and find everything alive."""
         if visit.refresh is not None and visit.page.how != "late":
             await self.refresh(visit.refresh, visit)

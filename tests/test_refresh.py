@@ -144,7 +144,7 @@ async def test_again_and_again(policy: Policy) -> None:
             assert await service.ask("/session") == f"session(db {number})"
             await draining.wait()
             assert sum(not thing.closed for thing in service.things) == 3
-        live = service.app.lifespan_container._run.live
+        live = service.app.lifespan_container._standing.run.live
         assert len(live.supervisor.instances) == 3
 
 

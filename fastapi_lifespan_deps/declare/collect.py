@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from fastapi import params
 from fastapi.dependencies.models import Dependant
@@ -44,11 +44,14 @@ class Injection:
     A `dependencies=[...]` entry has no parameter name: its value must be there, that is all.
     """
 
+    is_lasting = True  # what is pinned by it is so until the application stops
+
     def __init__(
         self,
         overrides_provider: OverridesProvider,
         parameters: tuple[tuple[str | None, Key], ...],
         call: Callable[..., Any],
+        takes_container: bool = False,
     ) -> None:
         # FastAPI remembers, for the whole process, thousands of callables and what they are; a
         # bound one must not keep its application alive there.
@@ -57,6 +60,7 @@ class Injection:
         )
         self.parameters = parameters
         self.call = call
+        self.takes_container = takes_container
 
     @property
     def overrides_provider(self) -> OverridesProvider:
@@ -123,7 +127,19 @@ class ListedDependency(NamedTuple):
         yield Declaration(self.overrides_provider, marker.key(owner, self.position), path)
 
 
-Source = Route | ListedDependency
+class Source(Protocol):
+    """What declares something: a route, a list, a hook, a function that is called."""
+
+    @property
+    def target(self) -> object:
+        """What tells it from others."""
+
+    @property
+    def overrides_provider(self) -> OverridesProvider: ...
+
+    def declarations(self, overrides: Overrides) -> Iterator[Declaration]:
+        """What it declares, where these overrides hold."""
+        ...
 
 
 class LifecycleFunction:
@@ -209,15 +225,13 @@ class Sources:
     """All that declares something: routes, hooks, lifespan functions."""
 
     def __init__(self) -> None:
-        self._sources: list[Source | LifecycleFunction] = []
+        self._sources: list[Source] = []
         self._others: list[LifecycleFunction] = []
 
-    def __iter__(self) -> Iterator[Source | LifecycleFunction]:
+    def __iter__(self) -> Iterator[Source]:
         return iter(self._sources)
 
-    def update(
-        self, sources: Iterable[Source | LifecycleFunction], others: Iterable[LifecycleFunction]
-    ) -> bool:
+    def update(self, sources: Iterable[Source], others: Iterable[LifecycleFunction]) -> bool:
         """Take these for what there was, and keep the others. Return whether anything is new."""
         known = {id(source.target) for source in self._sources}
         self._others += others

@@ -10,7 +10,7 @@ from fastapi.dependencies.models import Dependant
 
 from fastapi_lifespan_deps.exceptions import InvalidDependencyScope, location_of, name_of
 
-from .collect import LifecycleFunction, Route, Source, bound_by
+from .collect import Route, Source, bound_by
 from .params import marker_behind
 from .plan import Plan
 from .signature import is_annotated, parameters
@@ -18,7 +18,7 @@ from .signature import is_annotated, parameters
 SCOPES = (None, "function", "request", "lifespan")
 
 
-def doubts(sources: Iterable[Source | LifecycleFunction], plan: Plan) -> list[str]:
+def doubts(sources: Iterable[Source], plan: Plan) -> list[str]:
     """What is to be said of an application that starts with this plan, each thing once."""
     routes = [source for source in sources if isinstance(source, Route)]
     found: dict[object, str] = {}

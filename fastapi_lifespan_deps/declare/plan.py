@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from fastapi_lifespan_deps.exceptions import (
+    DependencyScopeError,
     InvalidLifespanDependency,
     LifespanDependencyError,
     Step,
@@ -79,6 +80,8 @@ class Plan:
     dependents: dict[Node, list[Node]] = field(default_factory=dict)
     durations: dict[tuple[Callable[..., Any], str], DeclaredDuration] = field(default_factory=dict)
     errors: list[Exception] = field(default_factory=list)
+    # What was worked out of functions that are called (call/calls.py), as long as these live.
+    orders: WeakKeyDictionary[Any, Any] = field(default_factory=WeakKeyDictionary)
 
     def note_durations(self, key: Key, path: tuple[Step, ...]) -> None:
         """Note what a declaration asks for. Raise if another one asks for something else."""
@@ -130,7 +133,8 @@ class Planner:
     So what an override does not touch keeps its node, and with it its running instance.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_application: bool = True) -> None:
+        self._has_application = has_application
         self._known: WeakValueDictionary[tuple[Any, ...], Node] = WeakValueDictionary()
 
     def plan(
@@ -177,6 +181,8 @@ class Planner:
         arguments: list[tuple[str, Node | None]] = []
         for requirement in requirements(provider, path):
             node = None
+            if requirement.marker is None and not self._has_application:
+                raise _without_application(provider, requirement.parameter, path)
             if requirement.marker is not None:
                 child = requirement.marker.key(provider, requirement.parameter)
                 branch = *path, requirement.step
@@ -188,3 +194,17 @@ class Planner:
         plan.resolve(overrides_provider, key, node)
         plan.add(node, path)
         return node
+
+
+def _without_application(
+    provider: Provider, parameter: str, path: tuple[Step, ...]
+) -> DependencyScopeError:
+    return DependencyScopeError(
+        provider,
+        parameter,
+        "for there is none",
+        [*path, Step(parameter, None, "the application")],
+        "Start it with one, by `LifespanContainer.for_app(app)`",
+        reason="is started outside of an application",
+        otherwise="override `{name}`",
+    )

@@ -1,11 +1,12 @@
 """Asking: who asks for a refresh, or waits for its end, and must not wait for his own."""
 
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextvars import ContextVar
 from types import CodeType, FrameType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from fastapi_lifespan_deps.declare.plan import Node, Provider
+from fastapi_lifespan_deps.declare.plan import Node, OverridesProvider, Provider
 from fastapi_lifespan_deps.exceptions import RefreshError, name_of
 
 from .generation import Generation, Pin, labels
@@ -23,6 +24,43 @@ def serves_requests(function: F) -> F:
     return function
 
 
+class Standing(NamedTuple):
+    """Where code stands that asks for values: in which run, and whose overrides hold.
+
+    A call, or a request, is pinned; who belongs to nobody sees the latest values.
+    """
+
+    run: Any  # it is further down the data flow: run.py
+    overrides_provider: OverridesProvider
+    pin: Pin | None = None
+
+
+# Where the call stands in whose code we are; also in the threads and the tasks that it starts.
+under: ContextVar[Standing] = ContextVar("fastapi_lifespan_deps_under")
+
+
+def pinned_here(live: LiveValues) -> Pin | None:
+    """The pin of the call, or of the request, in whose code we are, if it goes on."""
+    at = under.get(None)
+    pin = None if at is None or at.run.live is not live else at.pin
+    if pin is not None and pin in pin.generation.pins:
+        return pin
+    if not live.current.pins and live.holdings.is_empty:
+        return None
+    for pin in _serving_pins():
+        if pin.run.live is live and pin in pin.generation.pins:
+            return pin
+    return None
+
+
+def _serving_pins() -> Iterator[Pin]:
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code in _serving and (pin := frame.f_locals.get("pin")) is not None:
+            yield pin
+        frame = frame.f_back
+
+
 class Asker:
     """The requests, and the instance, in whose code we are.
 
@@ -35,11 +73,10 @@ class Asker:
         self._live = live
         self.instance = live.inside()
         pins = {} if container is None else {container: None}
-        frame: FrameType | None = sys._getframe()
-        while frame is not None:
-            if frame.f_code in _serving and (pin := frame.f_locals.get("pin")) is not None:
-                pins[pin] = None
-            frame = frame.f_back
+        pins |= dict.fromkeys(_serving_pins())
+        at = under.get(None)
+        if at is not None and at.pin is not None:
+            pins[at.pin] = None
         self.pinned: list[tuple[Pin, Generation]] = [
             (pin, generation)
             for pin in pins

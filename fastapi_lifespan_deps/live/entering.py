@@ -38,14 +38,14 @@ def entered(
     give its memory back; and nothing is between the provider and who enters it, for contextlib's
     own managers lose an exception that is frozen.
     """
-    run = partial(_in_thread, threads, _InOneContext())
+    run = partial(_in_thread, threads, OneContext())
     if kind is Kind.ASYNC_GENERATOR:
         context: AbstractAsyncContextManager[Any] = _context(call(), asynccontextmanager)
         return context
     return _InThread(call, run) if kind is Kind.GENERATOR else _Called(call, kind, run)
 
 
-class _InOneContext:
+class OneContext:
     """One context for both ends, so that a context variable that was set can be reset.
 
     Made in the thread: there anyio has noted that no event loop runs.

@@ -73,7 +73,7 @@ class Pin:
     @property
     def is_lasting(self) -> bool:
         """Whether it ends with the application, not before."""
-        return isinstance(self.holder, Injection)
+        return isinstance(self.holder, Injection) and self.holder.is_lasting
 
     @property
     def generations(self) -> "tuple[Generation, ...]":
@@ -204,6 +204,21 @@ class Generation(dict[Injection, Callable[..., Any]]):
         ]
         return {name: value for name, value in values if name is not None}
 
+    def take(self, pin: Pin) -> bool:
+        """Pin it, from any thread; not if this is not the current one any more."""
+        with self.lock:
+            if self._is_current:
+                self.pins[pin] = None
+            return self._is_current
+
+    def give_back(self, pin: Pin) -> bool:
+        """The reverse, for a pin that holds nothing else; not if somebody else has to know."""
+        with self.lock:
+            if self._is_current and pin.more is None:
+                del self.pins[pin]
+                return True
+            return False
+
     def clear(self) -> None:
         """Let each injection be worked out anew, and be found without what is gone."""
         with self.lock:
@@ -257,7 +272,7 @@ class Generation(dict[Injection, Callable[..., Any]]):
         holder = pin.holder
         if isinstance(holder, Injection):
             keys = ((holder.overrides_provider, key) for _, key in holder.parameters)
-            return Reachable(holder, self._resolved(keys))
+            return Reachable(holder, self._resolved(keys), holder.takes_container)
         if (dependant := matched_dependant(holder)) is None:
             return None
         reachable = self._reachable.get(id(dependant))

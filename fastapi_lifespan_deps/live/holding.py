@@ -23,6 +23,11 @@ class Holdings:
     def __contains__(self, instance: Instance) -> bool:
         return instance in self._by_instance
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody is pinned to a former generation."""
+        return not (self._pins or self.unmatched)
+
     def pins(self, instances: Iterable[Instance]) -> Iterator[Pin]:
         """Who holds one of these instances."""
         held = (self._by_instance.get(instance, ()) for instance in instances)

@@ -18,13 +18,18 @@ class OverridesInForce:
     """Follows the overrides of an application, and of what is mounted in it."""
 
     def __init__(
-        self, provider: OverridesProvider, sources: Sources, live: LiveValues, events: Events
+        self,
+        provider: OverridesProvider,
+        sources: Sources,
+        live: LiveValues,
+        events: Events,
+        has_application: bool,
     ) -> None:
         self._provider = provider  # the application whose overrides its own routes follow
         self._sources = sources
         self._events = events
         self._live = live
-        self._planner = Planner()
+        self._planner = Planner(has_application=has_application)
         self._task: DetachedTask[None] | None = None
         self._applying: Mapping[OverridesProvider, Overrides] | None = None
         # The overrides of the current generation; None while others are being applied.

@@ -1,9 +1,11 @@
 """Run: one startup-to-shutdown of an application, and who does what in it."""
 
+import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from threading import get_ident
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import anyio
 import anyio.from_thread
@@ -16,12 +18,15 @@ from fastapi_lifespan_deps.declare.doubts import doubts
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY, Key, Marker
 from fastapi_lifespan_deps.declare.plan import OverridesProvider
 from fastapi_lifespan_deps.events import Events, Listener
+from fastapi_lifespan_deps.exceptions import combined
 
 from .generation import Generation, Pin
 from .overrides import OverridesInForce
 from .refresh import Refresher
 from .tasks import current_loop
 from .values import LiveValues
+
+LifespanStart = Literal["sequential", "concurrent"]
 
 
 class Binder(Protocol):
@@ -53,13 +58,17 @@ class Run:
         self.events = Events(*listeners)
         self.live = LiveValues(application, self.events, concurrent=concurrent)
         self._sources = Sources()
-        self.overrides = OverridesInForce(application, self._sources, self.live, self.events)
+        self.overrides = OverridesInForce(
+            overrides_provider, self._sources, self.live, self.events, application is not None
+        )
         self.refresher = Refresher(self.live, self.overrides, self.events)
         self.loop = self.live.supervisor.tasks.loop
         self.thread = get_ident()
         # whether the event loop is running; if that is in our thread, we are in it (trio: always)
         self.is_running: Callable[[], bool] = getattr(self.loop, "is_running", lambda: True)
         self._since = anyio.current_time()  # when it began to start, or to stop
+        self.process = os.getpid()
+        self.calls: Any = None  # it is further down the data flow: call/calls.py
 
     @property
     def current(self) -> Generation:
@@ -81,7 +90,7 @@ class Run:
 
     async def start(
         self,
-        sources: Iterable[Source | LifecycleFunction],
+        sources: Iterable[Source],
         others: Iterable[LifecycleFunction] = (),
     ) -> None:
         """Start what these declare and does not run yet; `others` are remembered.
@@ -230,3 +239,35 @@ class Runs:
     def are_elsewhere(self) -> bool:
         """Whether there are some, closing ones among them, in other event loops only."""
         return bool(self._closing or self._alive) and self.latest_here is None
+
+
+class Leaving(AbstractAsyncContextManager[None]):
+    """Takes every step on the way out, whatever happened inside and in the other steps.
+
+    Not by contextlib: an exception that is frozen does not get through its managers.
+    """
+
+    def __init__(
+        self, run: Run | None, steps: Callable[[], Iterable[Callable[[], Awaitable[None]]]]
+    ) -> None:
+        self._run = run
+        self._steps = steps
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(
+        self, kind: object, failure: BaseException | None, traceback: object
+    ) -> None:
+        errors = []
+        for step in self._steps():
+            try:
+                await step()
+            except BaseException as error:
+                errors.append(error)
+        is_serving = self._run is not None and self._run.live.phase != "starting"
+        found = combined(failure, errors, is_serving=is_serving)
+        if found is not None and found is not failure:
+            try:
+                raise found
+            finally:
+                del found, failure, errors  # see `Supervisor.close`

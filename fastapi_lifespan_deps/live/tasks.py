@@ -4,7 +4,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import Context, ContextVar, copy_context
 from typing import Any, Generic, TypeVar
 
 from anyio import CancelScope, Event, get_cancelled_exc_class
@@ -33,6 +33,10 @@ class Tasks:
     def unfinished(self) -> list[Event]:
         """What is set when the detached tasks that there are now have ended."""
         return [task.done for task in self._detached]
+
+    def remember(self, variable: ContextVar[T], value: T) -> None:
+        """Set a context variable for all tasks that start from now on."""
+        self._context.run(variable.set, value)
 
     def check_loop(self, *, or_none: bool = False) -> None:
         """Raise unless we are in their event loop; or, with `or_none`, in a thread without one."""
@@ -64,10 +68,14 @@ class Tasks:
         return task
 
     def spawn(
-        self, function: Callable[[], Coroutine[Any, Any, None]], end: Callable[[], None], name: str
+        self,
+        function: Callable[[], Coroutine[Any, Any, None]],
+        end: Callable[[], None],
+        name: str,
+        context: Context | None = None,
     ) -> object:
         """Start a task that belongs to the event loop alone; call `end` when it is over."""
-        context = self._context.copy()
+        context = self._context.copy() if context is None else context
         trio = sys.modules.get("trio")
         if trio is not None and trio.lowlevel.in_trio_run():
 

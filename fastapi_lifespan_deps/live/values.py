@@ -217,8 +217,8 @@ class LiveValues:
         outer.extend().inner += (pin,)
         return pin
 
-    def pin_beside(self, outer: Pin, scope: Scope) -> Pin:
-        """Pin a request that another one passes on; `release` it in the end."""
+    def pin_beside(self, outer: Pin, scope: "Scope | Injection") -> Pin:
+        """Pin a request that another one passes on, or a call inside; `release` it in the end."""
         generation = self._lasting(outer.generation)
         pin = Pin.of(scope, generation, outer.run)
         if generation is not self.current:

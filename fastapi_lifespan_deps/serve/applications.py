@@ -7,11 +7,11 @@ from typing import Any, Concatenate, TypeVar, Unpack
 
 from fastapi import APIRouter, FastAPI
 
+from fastapi_lifespan_deps.call.view import View
 from fastapi_lifespan_deps.events import LifespanEvent
 from fastapi_lifespan_deps.exceptions import LifespanDependencyError
+from fastapi_lifespan_deps.live.run import LifespanStart
 
-from .container import LifespanContainer
-from .lifespan import LifespanStart
 from .options import FastAPIOptions
 from .routing import LifespanRouter
 
@@ -75,7 +75,7 @@ class LifespanFastAPI(FastAPI):
         super().__setattr__(name, value)
 
     @property
-    def lifespan_container(self) -> LifespanContainer:
+    def lifespan_container(self) -> View:
         """The running container: for schedulers, signal handlers, whatever is not a request.
 
         It belongs to the run of the application in this event loop, the latest if there are
@@ -115,7 +115,7 @@ def enable_lifespan_scope(
     return app
 
 
-def lifespan_container(app: FastAPI) -> LifespanContainer:
+def lifespan_container(app: FastAPI) -> View:
     """The running container of an application, whatever its class: see `LifespanFastAPI`.
 
     Raises:

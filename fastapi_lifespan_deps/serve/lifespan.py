@@ -12,12 +12,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import anyio
 from fastapi import APIRouter
 
 from fastapi_lifespan_deps._compat import hooked_router, is_async_callable
+from fastapi_lifespan_deps.call.view import open_calls
 from fastapi_lifespan_deps.declare.collect import (
     LifecycleFunction,
     ListedDependency,
@@ -27,14 +28,12 @@ from fastapi_lifespan_deps.declare.collect import (
 )
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY
 from fastapi_lifespan_deps.events import Listener
-from fastapi_lifespan_deps.exceptions import combined
 from fastapi_lifespan_deps.live.generation import Pin
-from fastapi_lifespan_deps.live.run import Run, Runs
+from fastapi_lifespan_deps.live.run import Leaving, LifespanStart, Run, Runs
 from fastapi_lifespan_deps.live.values import LiveValues
 
 from .binding import Binder
 
-LifespanStart = Literal["sequential", "concurrent"]
 Hook = Callable[..., Any]
 
 # The attributes of a router that list its hooks.
@@ -98,6 +97,7 @@ class Lifespan:
             concurrent=is_concurrent,
             binder=Binder,
         )
+        open_calls(run)
         lifecycle = Lifecycle(host, run)
         failure: BaseException | None = None
         try:
@@ -111,44 +111,13 @@ class Lifespan:
                         yield state if run.is_empty else {**(state or {}), SCOPE_KEY: run}
                     finally:
                         run.begin_to_stop()
+                        await run.calls.close()
         except BaseException as error:
             failure = error
             raise
         finally:
             run.end(failure)
             del failure  # see `Supervisor.close`
-
-
-class Leaving(AbstractAsyncContextManager[None]):
-    """Takes every step on the way out, whatever happened inside and in the other steps.
-
-    Not by contextlib: an exception that is frozen does not get through its managers.
-    """
-
-    def __init__(
-        self, run: Run | None, steps: Callable[[], Iterable[Callable[[], Awaitable[None]]]]
-    ) -> None:
-        self._run = run
-        self._steps = steps
-
-    async def __aenter__(self) -> None: ...
-
-    async def __aexit__(
-        self, kind: object, failure: BaseException | None, traceback: object
-    ) -> None:
-        errors = []
-        for step in self._steps():
-            try:
-                await step()
-            except BaseException as error:
-                errors.append(error)
-        is_serving = self._run is not None and self._run.live.phase != "starting"
-        found = combined(failure, errors, is_serving=is_serving)
-        if found is not None and found is not failure:
-            try:
-                raise found
-            finally:
-                del found, failure, errors  # see `Supervisor.close`
 
 
 class Stack:
@@ -362,7 +331,7 @@ class Lifecycle:
             )
         return known
 
-    def _sources(self, *, is_last: bool) -> Iterator[Source | LifecycleFunction]:
+    def _sources(self, *, is_last: bool) -> Iterator[Source]:
         for source in collect_routes(self.host.router.dependency_overrides_provider):
             # an entry of a list for no route may yet get one, and then be that route's own
             if is_last or not isinstance(source, ListedDependency) or source.depends.use_cache:

@@ -10,16 +10,16 @@ from fastapi import APIRouter, FastAPI, params
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_lifespan_deps._compat import called_by, lifespan_parts
+from fastapi_lifespan_deps.call.view import View
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY
 from fastapi_lifespan_deps.events import Listener, check_listener
 from fastapi_lifespan_deps.exceptions import LifespanNotRunning, UnavailableLifespanDependency
-from fastapi_lifespan_deps.live.asking import serves_requests
+from fastapi_lifespan_deps.live.asking import Standing, serves_requests
 from fastapi_lifespan_deps.live.generation import Pin
-from fastapi_lifespan_deps.live.run import Run, Runs
+from fastapi_lifespan_deps.live.run import LifespanStart, Run, Runs
 from fastapi_lifespan_deps.live.values import LiveValues
 
-from .container import LifespanContainer
-from .lifespan import Host, Lifespan, LifespanStart
+from .lifespan import Host, Lifespan
 
 # From Python 3.12 on, asking for the running event loop is no system call.
 RUNNING_LOOP_IS_CHEAP = sys.version_info >= (3, 12)
@@ -190,11 +190,11 @@ class LifespanRouter(APIRouter):
         await super().lifespan(scope, receive, send)
 
     @property
-    def lifespan_container(self) -> LifespanContainer:
+    def lifespan_container(self) -> View:
         """See `LifespanFastAPI.lifespan_container`."""
         run: Run | None = self.lifespan_runs.latest_here
         if run is not None:
-            return LifespanContainer(run, self.dependency_overrides_provider)
+            return View(Standing(run, self.dependency_overrides_provider))
         if self.lifespan_runs.are_elsewhere:
             raise LifespanNotRunning(
                 "the application runs in another event loop",

@@ -10,6 +10,7 @@ from fastapi_lifespan_deps import (
     Depends,
     LifespanContainer,
     LifespanFastAPI,
+    View,
     get_container,
     lifespan_container,
 )
@@ -69,8 +70,8 @@ async def warm(service: Annotated[Service, Depends(get_service, scope="lifespan"
 
 
 LifespanFastAPI(on_startup=[warm], on_shutdown=[warm], dependencies=[Depends(get_service)])
-assert_type(lifespan_container(FastAPI()), LifespanContainer)
-assert_type(app.lifespan_container, LifespanContainer)
+assert_type(lifespan_container(FastAPI()), View)
+assert_type(app.lifespan_container, View)
 
 LifespanFastAPI(title=3)  # type: ignore[arg-type]
 LifespanFastAPI(titel="typo")  # type: ignore[call-arg]

@@ -1,21 +1,30 @@
-"""The public view of a run: look values up, and refresh them."""
+"""The public view of a run: look values up, refresh them, and call functions with them."""
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, get_args, overload
+from typing import TYPE_CHECKING, Annotated, Any, get_args, overload
 
+from fastapi import Depends as FastAPIDepends
 from starlette.requests import HTTPConnection
 from typing_extensions import TypeVar
 
 from fastapi_lifespan_deps._compat import overrides_provider_of
 from fastapi_lifespan_deps.absence import current_run, not_running
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY, Key, in_seconds
-from fastapi_lifespan_deps.declare.plan import OverridesProvider
+from fastapi_lifespan_deps.exceptions import LifespanNotRunning
+from fastapi_lifespan_deps.live.asking import Standing, under
 from fastapi_lifespan_deps.live.generation import Generation, Pin
 from fastapi_lifespan_deps.live.refresh import Draining, Policy
 from fastapi_lifespan_deps.live.run import Run
 
+from .calls import Calls
+from .inject import injecting
+from .order import check
+from .streams import stream
+
+R = TypeVar("R")
 T = TypeVar("T")
 D = TypeVar("D", default=None)
 
@@ -30,15 +39,16 @@ if TYPE_CHECKING:
     )
 
 
-class LifespanContainer:
-    """The running set of an application's lifespan dependencies.
+class View:
+    """The running set of lifespan dependencies: of an application, or of a container by itself.
 
-    Inject it with `Depends(get_container)`: then it belongs to the request, and gives the values
-    that the request itself sees, until the request asks for a refresh. `app.lifespan_container`
-    belongs to nobody, and gives the latest values; these may be stopped when the next ones come.
+    Inject it with `Depends(get_container)`: then it belongs to the request, or to the call, and
+    gives the values that this sees itself, until it asks for a refresh. `app.lifespan_container`
+    and `async with container` belong to nobody, and give the latest values; these may be stopped
+    when the next ones come.
 
-    Use it in the event loop of the application, and not later. Values may be looked up in threads
-    that have no event loop, too, such as that of a `def` endpoint.
+    Use it in the event loop where it runs, and not later. Values may be looked up in threads that
+    have no event loop, too, such as that of a `def` endpoint.
 
     Example:
         ```python
@@ -50,19 +60,87 @@ class LifespanContainer:
         ```
     """
 
-    def __init__(
-        self, run: Run, overrides_provider: OverridesProvider, pin: Pin | None = None
-    ) -> None:
-        self._run = run
-        self._overrides_provider = overrides_provider
-        self._pin = pin
+    def __init__(self, standing: Standing) -> None:
+        self._stands = standing
+
+    @property
+    def _standing(self) -> Standing:
+        return self._stands
 
     @property
     def _generation(self) -> Generation:
-        self._run.live.supervisor.tasks.check_loop(or_none=True)
-        if self._pin is None or self._pin.has_asked or self._pin.everything_of is None:
-            return self._run.current
-        return self._pin.everything_of
+        run, _, pin = self._standing
+        run.live.supervisor.tasks.check_loop(or_none=True)
+        if pin is None or pin.has_asked or pin.everything_of is None:
+            current: Generation = run.current
+            return current
+        return pin.everything_of
+
+    async def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call a function with its dependencies, once.
+
+        What it declares with `scope="lifespan"` is shared; other dependencies are made anew for
+        this call, once each, and left when it has ended: those with `scope="function"` first,
+        each in reverse. An error of the function is thrown into them, innermost first, and raised
+        to the caller, whatever they do with it. If code after a `yield` fails, the call has
+        failed. A cancellation reaches the function; the code after `yield` runs to its end.
+
+        The call sees one set of values from beginning to end, as a request does.
+
+        Args:
+            function: an async function, called in this task, or a plain one, called in a worker
+                thread. A dependency may take, by name, what the function takes.
+            *args: its arguments, without those that are injected.
+            **kwargs: the same by name. An injected one that is given here is not made.
+
+        Raises:
+            LifespanNotRunning: it does not run in this event loop, or is being left.
+            DependencyScopeError: something is declared that exists only in a request.
+            UninitializedLifespanDependency: a value is not there.
+
+        Example:
+            ```python
+            async with container:
+                await container.call(handle, message)
+            ```
+        """
+        at = self._standing
+        return await at.run.calls.call(at, function, args, kwargs)
+
+    @asynccontextmanager
+    async def enter(self, provider: Callable[..., Any]) -> AsyncIterator[Any]:
+        """Enter one request-style dependency by itself, left at the end of the block.
+
+        An error in the block is thrown into it, and raised all the same.
+
+        Raises:
+            DependencyScopeError: something is declared that exists only in a request.
+            LifespanNotRunning: it does not run in this event loop, or is being left.
+
+        Example:
+            ```python
+            async with container.enter(get_session) as session:
+                await session.execute(statement)
+            ```
+        """
+
+        async def one(value: Any) -> AsyncIterator[Any]:
+            yield value
+
+        one.__annotations__["value"] = Annotated[Any, FastAPIDepends(provider)]
+        async with stream(self._standing, one, (), {}, throws=True) as values:
+            async for value in values:
+                yield value
+                break
+
+    def inject(self, function: Callable[..., R]) -> Callable[..., R]:
+        """Fill the parameters of a function that declare dependencies: a decorator.
+
+        See `LifespanContainer.inject`, of which this is the form for one run.
+        """
+        check(function, self._standing.overrides_provider, {})
+        injected: Callable[..., R] = injecting(function, lambda: self._standing)
+        return injected
 
     async def refresh(
         self,
@@ -115,12 +193,14 @@ class LifespanContainer:
                 return container[get_model].version
             ```
         """
+        at = self._standing
         if policy not in get_args(Policy):
             raise ValueError(f"policy={policy!r}: use one of {', '.join(get_args(Policy))}")
         seconds = None if drain_timeout is None else in_seconds(drain_timeout)
         if seconds is not None and not seconds >= 0:
             raise ValueError(f"drain_timeout={drain_timeout!r}: give seconds, or a timedelta")
-        return await self._run.refresher.refresh(provider, policy, seconds, self._pin)
+        draining: Draining = await at.run.refresher.refresh(provider, policy, seconds, at.pin)
+        return draining
 
     @overload
     def __getitem__(self, provider: type[T]) -> T: ...
@@ -139,7 +219,7 @@ class LifespanContainer:
             UninitializedLifespanDependency: it has no value, for the reason that is given.
             LifespanNotRunning: this is another event loop than that of the application.
         """
-        return self._generation.value(self._overrides_provider, Key(provider))
+        return self._generation.value(self._standing.overrides_provider, Key(provider))
 
     @overload
     def get(self, provider: type[T], default: D = ...) -> T | D: ...
@@ -159,14 +239,15 @@ class LifespanContainer:
 
     def __contains__(self, provider: object) -> bool:
         """Whether the application declares this lifespan dependency."""
-        return (self._overrides_provider, Key(provider)) in self._generation.plan.resolved  # type: ignore[arg-type]  # any object may be asked for
+        return (self._standing.overrides_provider, Key(provider)) in self._generation.plan.resolved  # type: ignore[arg-type]  # any object may be asked for
 
 
-async def get_container(connection: HTTPConnection) -> LifespanContainer:
+async def get_container(connection: HTTPConnection) -> View:
     """Give a request the container, pinned to the values that the request itself sees.
 
     Declare it as an ordinary dependency: `Annotated[LifespanContainer, Depends(get_container)]`.
-    Awaited in middleware, around the request, it gives the container with the latest values.
+    Awaited in middleware, around the request, it gives the container with the latest values. A
+    function that is called outside of requests gets that of its call.
 
     Raises:
         UninitializedLifespanDependency: the application is not running, or has no lifespan
@@ -177,12 +258,43 @@ async def get_container(connection: HTTPConnection) -> LifespanContainer:
     if pin is not None:
         pin.run.live.supervisor.tasks.check_loop()
         pin.run.live.give_everything(pin)
-        return LifespanContainer(pin.run, overrides_provider_of(scope), pin)
+        return View(Standing(pin.run, overrides_provider_of(scope), pin))
     run = current_run(scope)
     if run is None:
         raise not_running(get_container, scope)
     await run.overrides.apply()  # as a request would that comes now
-    return LifespanContainer(run, scope.get("app"))
+    return View(Standing(run, scope.get("app")))
 
 
 get_container.__lifespan_container__ = True  # type: ignore[attr-defined]  # read by collect.py
+
+
+def current_container() -> View:
+    """The container that the code runs under: that of the call, whose values it gives.
+
+    Set by every call, also in the threads and the tasks that it starts; and while a container
+    starts, in what starts with it.
+
+    Raises:
+        LifespanNotRunning: nothing has called this code through a container.
+
+    Example:
+        ```python
+        def log(text: str) -> None:
+            current_container()[get_log].write(text)
+        ```
+    """
+    at = under.get(None)
+    if at is None:
+        raise LifespanNotRunning(
+            "the code runs under none",
+            "Call it through one: decorate the function with `container.inject`, or write `await "
+            "container.call(function)`.",
+        )
+    return View(at)
+
+
+def open_calls(run: Run) -> None:
+    """Let functions be called with the values of a run."""
+    run.calls = Calls(run, View)
+    run.live.supervisor.tasks.remember(under, Standing(run, run.overrides_provider))

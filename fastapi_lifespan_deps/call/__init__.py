@@ -1,0 +1,1 @@
+"""Call: functions that are called with their dependencies outside of requests."""

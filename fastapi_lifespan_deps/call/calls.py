@@ -1,0 +1,267 @@
+"""Calls: functions are called with their dependencies, each call pinned to a generation."""
+
+import os
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import anyio
+from anyio import CancelScope, to_thread
+
+from fastapi_lifespan_deps._compat import Kind, kind_of
+from fastapi_lifespan_deps.declare.plan import OverridesProvider
+from fastapi_lifespan_deps.events import logger
+from fastapi_lifespan_deps.exceptions import LifespanDependencyError, LifespanNotRunning, name_of
+from fastapi_lifespan_deps.live.asking import Standing, pinned_here, under
+from fastapi_lifespan_deps.live.generation import Generation, Pin, labels
+from fastapi_lifespan_deps.live.run import Run
+from fastapi_lifespan_deps.live.tasks import call_soon, current_loop
+
+from .leaving import Entered, Failures, enter, in_order, leave
+from .order import Order, Place, bound_arguments, injected_names, order_of
+
+# How long, in seconds, running calls may go on when their container is left.
+GRACE = 10.0
+
+
+class Calls:
+    """The calls of a run, from its start to its end.
+
+    `container` makes what a function gets that takes the container.
+    """
+
+    def __init__(self, run: Run, container: Callable[[Standing], Any]) -> None:
+        self._run = run
+        self._container = container
+        self._lock = threading.Lock()
+        self._running: dict[Pin, CancelScope | None] = {}  # None: in a thread, which goes on
+        self._is_closing = False
+        self._idle = anyio.Event()
+
+    # Open and close
+
+    def check_open(self) -> None:
+        """Raise unless calls may begin here and now."""
+        if os.getpid() != self._run.process:
+            raise LifespanNotRunning(
+                "this is another process than that which started it, by a fork",
+                "Start the container in each process, after the fork.",
+            )
+        if self._is_closing:
+            raise LifespanNotRunning("it is being left", "Call before the end of its block.")
+
+    def begin(self, pin: Pin, scope: CancelScope | None) -> None:
+        with self._lock:
+            self.check_open()
+            self._running[pin] = scope
+
+    def finish(self, pin: Pin) -> None:
+        with self._lock:
+            del self._running[pin]
+            is_last = self._is_closing and not self._running
+        if is_last:
+            call_soon(self._run.loop, self._idle.set)
+
+    async def close(self) -> None:
+        """Let running calls end; after a time cancel them, and wait until they were left."""
+        with self._lock:
+            self._is_closing = True
+            if not self._running:
+                return
+        with anyio.move_on_after(GRACE, shield=True):
+            return await self._idle.wait()
+        logger.warning(
+            "Calls are cancelled, for their container is left: %s", labels(self._running)
+        )
+        for scope in list(self._running.values()):
+            if scope is not None:
+                scope.cancel()
+        with CancelScope(shield=True):
+            await self._idle.wait()
+
+    # Call
+
+    def order(
+        self,
+        generation: Generation,
+        overrides_provider: OverridesProvider,
+        function: Callable[..., Any],
+        explicit: Mapping[str, Any],
+    ) -> Order:
+        """The order of a function's dependencies, worked out once for a plan."""
+        plan = generation.plan
+        target = getattr(function, "__func__", function)
+        names: frozenset[str] = frozenset()
+        if explicit:
+            names = frozenset(name for name in injected_names(function) if name in explicit)
+        key = id(overrides_provider), names
+        try:
+            known: dict[Any, Order] = plan.orders.setdefault(target, {})
+        except TypeError:  # nothing can be known of it weakly
+            known = {}
+        if key not in known:
+            overrides = plan.overrides.get(overrides_provider, {})
+            known[key] = order_of(function, overrides_provider, overrides, names)
+        return known[key]
+
+    async def pin(
+        self, outer: Pin | None, overrides_provider: OverridesProvider, function: Any, explicit: Any
+    ) -> tuple[Order, Pin]:
+        """Pin a call, as its outer one is, or to the values that are current."""
+        run = self._run
+        if outer is None or outer.has_asked:
+            await run.overrides.apply()
+            generation = run.current
+            order = self.order(generation, overrides_provider, function, explicit)
+            pin = Pin.of(order.holder, generation, run)
+        else:
+            order = self.order(outer.generation, overrides_provider, function, explicit)
+            pin = run.live.pin_beside(outer, order.holder)
+        if order.takes_container:
+            run.live.give_everything(pin)
+        return order, pin
+
+    async def call(
+        self,
+        at: Standing,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        invoke: "Invoke | None" = None,
+    ) -> Any:
+        """Call a function once, in this task; sync ones in a worker thread.
+
+        `invoke` is how, if not so.
+        """
+        invoke = invoke or invoking(function)
+        self._run.live.supervisor.tasks.check_loop()
+        self.check_open()
+        outer = at.pin or pinned_here(self._run.live)
+        order, pin = await self.pin(outer, at.overrides_provider, function, kwargs)
+        inner = at._replace(pin=pin)
+        token = under.set(inner)
+        try:
+            with CancelScope() as scope:
+                self.begin(pin, scope)
+                try:
+                    return await self._called(order, inner, function, invoke, args, kwargs)
+                finally:
+                    self.finish(pin)
+            raise LifespanNotRunning(
+                f"it was left while `{name_of(function)}` ran, which took too long to end",
+                "Let calls end before the end of the container's block.",
+            )
+        finally:
+            under.reset(token)
+            self._run.live.release(pin)
+
+    def slots(
+        self,
+        order: Order,
+        at: Standing,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> "Slots":
+        container = self._container(at) if order.takes_container else None
+        return Slots(order, at, container, function, args, kwargs)
+
+    async def _called(
+        self,
+        order: Order,
+        at: Standing,
+        function: Callable[..., Any],
+        invoke: "Invoke",
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        slots = self.slots(order, at, function, args, kwargs)
+        if not order.entries:
+            return await invoke(args, {**slots.arguments(order.arguments), **kwargs})
+        entered: list[Entered] = []
+        failures, result = Failures(), None
+        # Opened before the first is entered, and closed after the last was left: they may open
+        # scopes of their own, and scopes must nest.
+        with CancelScope() as scope:
+            try:
+                for entry in order.entries:
+                    slots.add(await enter(entry, slots.arguments(entry.arguments), entered))
+                result = await invoke(args, {**slots.arguments(order.arguments), **kwargs})
+            except BaseException as error:
+                failures.own = error
+            scope.shield = True
+            for one in in_order(entered):
+                try:
+                    await leave(one, failures.thrown)
+                except BaseException as error:
+                    failures.note(error)
+        failure = failures.result()
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure, failures
+        return result
+
+
+class Slots:
+    """What the parameters of a call are filled from."""
+
+    def __init__(
+        self,
+        order: Order,
+        at: Standing,
+        container: Any,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        assert at.pin is not None
+        value, provider = at.pin.generation.value, at.overrides_provider
+        # Looked up before anything is entered.
+        self._values = [value(provider, key) for key in order.keys]
+        self._given: list[Any] = []
+        if order.given:
+            bound = bound_arguments(function, args, kwargs)
+            self._given = [bound[name] for name in order.given]
+        self._container = container
+        self._entries: list[Any] = []
+
+    def add(self, value: Any) -> None:
+        self._entries.append(value)
+
+    def arguments(self, places: tuple[tuple[str, Place], ...]) -> dict[str, Any]:
+        return {name: self._at(place) for name, place in places}
+
+    def _at(self, place: Place) -> Any:
+        kind, index = place
+        if kind == "value":
+            return self._values[index]
+        if kind == "entry":
+            return self._entries[index]
+        return self._given[index] if kind == "given" else self._container
+
+
+Invoke = Callable[[tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
+
+
+def invoking(function: Callable[..., Any]) -> Invoke:
+    """How a function is called once; a stream is refused."""
+    kind = kind_of(function)
+    if kind is Kind.COROUTINE:
+        return lambda args, kwargs: function(*args, **kwargs)
+    if kind is Kind.FUNCTION:
+        return lambda args, kwargs: to_thread.run_sync(lambda: function(*args, **kwargs))
+    raise LifespanDependencyError(
+        f"`{name_of(function)}` is a generator function, and cannot be called once. Iterate over "
+        "what `container.inject` makes of it; enter a dependency by `container.enter`."
+    )
+
+
+def check_thread(run: Run) -> None:
+    """Raise in the thread of the event loop: waiting for it there would never end."""
+    if current_loop() is run.loop or threading.get_ident() == run.thread:
+        raise LifespanNotRunning(
+            "this is the thread of its event loop, which a synchronous call would block",
+            "Write `await container.call(function)`, or call in a worker thread.",
+        )

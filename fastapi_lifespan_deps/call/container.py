@@ -1,0 +1,365 @@
+"""The container by itself: what is started without an application, and called with it."""
+
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from datetime import timedelta
+from functools import partial
+from threading import Event
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar, get_args
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from fastapi import FastAPI, params
+
+from fastapi_lifespan_deps._compat import kind_of
+from fastapi_lifespan_deps.declare.collect import ListedDependency, Source, collect_routes
+from fastapi_lifespan_deps.declare.params import Depends
+from fastapi_lifespan_deps.declare.plan import Overrides
+from fastapi_lifespan_deps.events import Listener, check_listener
+from fastapi_lifespan_deps.exceptions import LifespanNotRunning, name_of
+from fastapi_lifespan_deps.live.asking import Standing, under
+from fastapi_lifespan_deps.live.refresh import Draining, Policy
+from fastapi_lifespan_deps.live.run import Leaving, LifespanStart, Run
+
+from .inject import injecting, original_of, shown
+from .order import Handler, check
+from .threads import call_in_thread
+from .view import View, open_calls
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class LifespanContainer(View):
+    """Lifespan dependencies without an application: for workers, commands, scripts, notebooks.
+
+    A container is to injected functions what an application is to routes. It is a recipe: `async
+    with container` starts what it names and what its functions declare, once, and stops it at the
+    end of the block. It can be entered again, with fresh values; not twice at once.
+
+    Args:
+        *providers: what is started whether or not a function declares it: the callables, or, to
+            give options, what `Depends(provider, scope="lifespan", ...)` returns.
+        handlers: functions whose declarations count as those of injected functions do; for those
+            that something else decorates.
+        overrides: fills `dependency_overrides`, which has FastAPI's meaning, also while running.
+        lifespan_start: `"sequential"` or `"concurrent"`: see `LifespanFastAPI`.
+        on_lifespan_event: a listener: see `LifespanFastAPI`.
+
+    Raises:
+        InvalidLifespanDependency: something cannot be a lifespan dependency.
+        DependencyScopeError: something is declared that exists only in a request.
+
+    Example:
+        ```python
+        container = LifespanContainer()
+
+        @container.inject
+        async def handle(message: Message, session: SessionDep, model: ModelDep) -> None: ...
+
+        async def main() -> None:
+            async with container:
+                async for message in queue:
+                    await handle(message)
+        ```
+    """
+
+    def __init__(
+        self,
+        *providers: Any,
+        handlers: Iterable[Callable[..., Any]] = (),
+        overrides: Overrides | None = None,
+        lifespan_start: LifespanStart | None = None,
+        on_lifespan_event: Listener | None = None,
+    ) -> None:
+        if lifespan_start not in (None, *get_args(LifespanStart)):
+            known = " or ".join(map(repr, get_args(LifespanStart)))
+            raise ValueError(f"lifespan_start={lifespan_start!r}: use {known}")
+        if on_lifespan_event is not None:
+            check_listener(on_lifespan_event)
+        self.dependency_overrides: dict[Callable[..., Any], Callable[..., Any]] = {
+            **(overrides or {})
+        }
+        self._is_concurrent = lifespan_start == "concurrent"
+        self._listeners = () if on_lifespan_event is None else (on_lifespan_event,)
+        self._application: FastAPI | None = None
+        self._with_routes = False
+        self._providers = [_declared(one) for one in providers]
+        self._functions: list[Callable[..., Any]] = []
+        self._here: Standing | None = None
+        self._entered: AbstractAsyncContextManager[View] | None = None
+        for function in handlers:
+            self._collect(function)
+
+    @classmethod
+    def for_app(
+        cls,
+        app: FastAPI,
+        *providers: Any,
+        handlers: Iterable[Callable[..., Any]] = (),
+        routes: bool = True,
+    ) -> Self:
+        """An application's lifespan dependencies, without serving.
+
+        Neither its hooks run nor its lifespan function. Its `dependency_overrides` hold.
+
+        Args:
+            app: the application.
+            *providers: what is started besides.
+            handlers: functions whose declarations count, too.
+            routes: whether what its routes declare is started.
+
+        Example:
+            ```python
+            container = LifespanContainer.for_app(app)
+            container.run(clean_up)
+            ```
+        """
+        container = cls(*providers, handlers=handlers)
+        container._application = app
+        container._with_routes = routes
+        container.dependency_overrides = app.dependency_overrides
+        return container
+
+    @property
+    def _overrides_provider(self) -> Any:
+        return self._application or self
+
+    @property
+    def _standing(self) -> Standing:
+        if self._here is None:
+            raise LifespanNotRunning(
+                "it was not entered, or was left",
+                "Write `async with container:`, or in synchronous code `with container.sync():`.",
+            )
+        return self._here
+
+    # Declare
+
+    def inject(self, function: Callable[..., R]) -> Callable[..., R]:
+        """Fill the parameters of a function that declare dependencies: a decorator.
+
+        What is returned is of the same kind (`async` or not, a generator or not), and takes what
+        is left: neither its signature nor its annotations show the injected parameters. An
+        injected one may be given by keyword. Synchronous functions may be called in any thread
+        but that of the event loop, and run there; the others in the event loop.
+
+        Its declarations are checked at once, under the overrides that are set by then.
+
+        Raises:
+            DependencyScopeError: something is declared that exists only in a request.
+            LifespanDependencyError: it is no function or method.
+
+        Example:
+            ```python
+            @app.task
+            @container.inject
+            def resize(image_id: int, *, storage: StorageDep) -> None: ...
+            ```
+        """
+        wrapper: Callable[..., R] = injecting(function, lambda: self._standing)
+        self._collect(function)
+        return wrapper
+
+    def _collect(self, function: Callable[..., Any]) -> None:
+        check(original_of(function), self._overrides_provider, self.dependency_overrides)
+        self._functions.append(original_of(function))
+
+    def _sources(self, only: Iterable[Callable[..., Any]] | None) -> Iterator[Source]:
+        provider = self._overrides_provider
+        if only is None:
+            if self._with_routes:
+                yield from collect_routes(self._application)
+            for position, depends in enumerate(self._providers):
+                yield ListedDependency("the container", provider, depends, position)
+        for function in self._functions if only is None else only:
+            yield Handler(original_of(function), provider)
+
+    # Run
+
+    async def __aenter__(self) -> View:
+        entered = self.running()
+        view = await entered.__aenter__()
+        self._entered = entered
+        return view
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        entered, self._entered = self._entered, None
+        assert entered is not None
+        await entered.__aexit__(kind, error, traceback)
+
+    @asynccontextmanager
+    async def running(
+        self, *, only: Iterable[Callable[..., Any]] | None = None
+    ) -> AsyncIterator[View]:
+        """Start what is declared, and stop it at the end of the block: what `async with` does.
+
+        Args:
+            only: functions: what they need is started, and nothing else.
+
+        Raises:
+            LifespanNotRunning: it runs already.
+            Exception: what a start raises.
+        """
+        if self._here is not None:
+            raise LifespanNotRunning(
+                "it runs already, and cannot run twice at once",
+                "Make another container, or leave this one first.",
+            )
+        provider = self._overrides_provider
+        run = Run(
+            self, provider, self._application, self._listeners, concurrent=self._is_concurrent
+        )
+        open_calls(run)
+        self._here = at = Standing(run, provider)
+        failure: BaseException | None = None
+        try:
+            async with Leaving(run, lambda: [run.calls.close, run.live.close]):
+                await run.start(self._sources(only))
+                run.serve()
+                try:
+                    yield View(at)
+                finally:
+                    run.begin_to_stop()
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            self._here = None
+            run.end(failure)
+            del failure  # see `Supervisor.close`
+
+    @contextmanager
+    def sync(self, *, only: Iterable[Callable[..., Any]] | None = None) -> Iterator["SyncView"]:
+        """The same for synchronous code: an event loop runs in a thread meanwhile.
+
+        Args:
+            only: functions: what they need is started, and nothing else.
+
+        Example:
+            ```python
+            with container.sync() as running:
+                running.call(handle, message)
+            ```
+        """
+        with (
+            start_blocking_portal("asyncio", name="lifespan container") as portal,
+            portal.wrap_async_context_manager(self.running(only=only)) as view,
+        ):
+            yield SyncView(view._standing, portal)
+
+    def run(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Start what a function needs, and nothing else; call it, stop, and give its result.
+
+        Example:
+            ```python
+            if __name__ == "__main__":
+                container.run(import_users, "users.csv")
+            ```
+        """
+        function = original_of(function)
+        check(function, self._overrides_provider, self.dependency_overrides)
+        with self.sync(only=[function]) as running:
+            return running.call(function, *args, **kwargs)
+
+    def command(self, function: Callable[..., R]) -> Callable[..., R]:
+        """`run` as a decorator: for commands of typer or click, and for cron jobs.
+
+        Example:
+            ```python
+            @cli.command()
+            @container.command
+            async def import_users(path: Path, engine: EngineDep) -> None: ...
+            ```
+        """
+        check(function, self._overrides_provider, self.dependency_overrides)
+
+        def command(*args: Any, **kwargs: Any) -> Any:
+            return self.run(function, *args, **kwargs)
+
+        return shown(command, function)
+
+
+class SyncView(View):
+    """The same, whose methods block; they may be called in any thread but the event loop's."""
+
+    def __init__(self, standing: Standing, portal: BlockingPortal) -> None:
+        super().__init__(standing)
+        self._portal = portal
+
+    def call(  # type: ignore[override]  # it blocks
+        self, function: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Call a function with its dependencies, once: see `View.call`.
+
+        A synchronous one runs in this thread. If this is interrupted (Ctrl-C), the call is
+        cancelled, and left, before that is raised.
+        """
+        function = original_of(function)
+        if not kind_of(function).is_async:
+            return call_in_thread(self._standing, function, args, kwargs)
+        ended = Event()
+
+        async def calling() -> Any:
+            try:
+                return await super(SyncView, self).call(function, *args, **kwargs)
+            finally:
+                ended.set()
+
+        future: Future[Any] = self._portal.start_task_soon(calling)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            ended.wait()
+            raise
+
+    def refresh(  # type: ignore[override]
+        self,
+        provider: Callable[..., Any],
+        *,
+        policy: Policy = "availability_preserving",
+        drain_timeout: float | timedelta | None = None,
+    ) -> Draining:
+        """Put a fresh instance in the place of the one that serves: see `View.refresh`."""
+        refresh = partial(super().refresh, provider, policy=policy, drain_timeout=drain_timeout)
+        return self._portal.call(refresh)
+
+    @contextmanager
+    def enter(self, provider: Callable[..., Any]) -> Iterator[Any]:  # type: ignore[override]
+        """Enter one request-style dependency by itself: see `View.enter`."""
+        with self._portal.wrap_async_context_manager(super().enter(provider)) as value:
+            yield value
+
+
+def _declared(provider: Any) -> params.Depends:
+    if isinstance(provider, params.Depends):
+        return provider
+    depends: params.Depends = Depends(provider, scope="lifespan")
+    return depends
+
+
+def inject(function: Callable[..., R]) -> Callable[..., R]:
+    """Inject for whoever calls: a package that does not know the container.
+
+    It finds `current_container()` when it is called. What the function declares must be among the
+    `handlers` of that container, or declared elsewhere.
+    """
+
+    def standing() -> Standing:
+        at = under.get(None)
+        if at is None:
+            raise LifespanNotRunning(
+                f"`{name_of(function)}` was called under none",
+                "Call it in a function that a container calls, or use `container.inject`.",
+            )
+        return at
+
+    injected: Callable[..., R] = injecting(function, standing)
+    return injected

@@ -1,0 +1,79 @@
+"""Inject: a function that looks as if it took only what its caller gives."""
+
+import functools
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from fastapi_lifespan_deps._compat import Kind, kind_of
+from fastapi_lifespan_deps.exceptions import LifespanDependencyError, name_of
+from fastapi_lifespan_deps.live.asking import Standing
+
+from .order import injected_names
+from .streams import stream, stream_in_thread
+from .threads import call_in_thread
+
+
+def injecting(function: Callable[..., Any], standing: Callable[[], Standing]) -> Any:
+    """A function of the same kind, whose injected parameters are filled, and hidden."""
+    if not inspect.isroutine(function):
+        raise LifespanDependencyError(
+            f"`{name_of(function)}` is not a function or a method, so nothing can be injected into "
+            "it. A decorator that makes tasks goes above: `@app.task`, and below it "
+            "`@container.inject`."
+        )
+
+    def call_async(*args: Any, **kwargs: Any) -> Any:
+        at = standing()
+        return at.run.calls.call(at, function, args, kwargs)
+
+    async def coroutine(*args: Any, **kwargs: Any) -> Any:
+        return await call_async(*args, **kwargs)
+
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        return call_in_thread(standing(), function, args, kwargs)
+
+    async def async_generator(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        async with stream(standing(), function, args, kwargs) as items:
+            async for item in items:
+                yield item
+
+    def generator(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        with stream_in_thread(standing(), function, args, kwargs) as items:
+            yield from items
+
+    made: dict[Kind, Callable[..., Any]] = {
+        Kind.COROUTINE: coroutine,
+        Kind.FUNCTION: plain,
+        Kind.ASYNC_GENERATOR: async_generator,
+        Kind.GENERATOR: generator,
+    }
+    wrapper = shown(made[kind_of(function)], function)
+    wrapper.__lifespan_function__ = function  # type: ignore[attr-defined]  # see `original_of`
+    return wrapper
+
+
+def original_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that was injected, or this one."""
+    original: Callable[..., Any] = getattr(function, "__lifespan_function__", function)
+    return original
+
+
+def shown(wrapper: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """The wrapper, looking like the function without what is injected.
+
+    Without `__wrapped__`, and with annotations of its own: other libraries read all three.
+    """
+    injected = injected_names(function)
+    functools.update_wrapper(wrapper, function)
+    del wrapper.__wrapped__  # type: ignore[attr-defined]
+    annotations = getattr(function, "__annotations__", {})
+    wrapper.__annotations__ = {
+        name: annotation for name, annotation in annotations.items() if name not in injected
+    }
+    with suppress(ValueError, TypeError):
+        signature = inspect.signature(function)
+        kept = [one for name, one in signature.parameters.items() if name not in injected]
+        wrapper.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    return wrapper

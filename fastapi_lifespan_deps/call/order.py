@@ -1,0 +1,253 @@
+"""Order: what a function needs when it is called outside of a request, and in which order. Pure."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from fastapi import params
+from fastapi.security import SecurityScopes
+from starlette.background import BackgroundTasks
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+
+from fastapi_lifespan_deps._compat import Kind, kind_of
+from fastapi_lifespan_deps.declare.collect import Injection
+from fastapi_lifespan_deps.declare.params import (
+    LIFESPAN_NOTE,
+    Key,
+    lifespan_marker,
+    name_step,
+    validate,
+)
+from fastapi_lifespan_deps.declare.plan import Declaration, Overrides, OverridesProvider
+from fastapi_lifespan_deps.declare.signature import Parameter, parameters
+from fastapi_lifespan_deps.exceptions import (
+    DependencyCycleError,
+    DependencyScopeError,
+    Step,
+    name_of,
+)
+
+# Where the value of a parameter comes from: what lives, the caller's arguments, the container, or
+# a dependency that is entered before; and which of these.
+Place = tuple[Literal["value", "given", "container", "entry"], int]
+
+
+class Entry(NamedTuple):
+    """A dependency that is made for one call, and left with it."""
+
+    call: Callable[..., Any]
+    kind: Kind
+    is_early: bool  # scope="function": it is left before the others
+    arguments: tuple[tuple[str, Place], ...]
+
+
+class CallHolder(Injection):
+    """What a call holds of a generation: it is pinned as a request is."""
+
+    is_lasting = False
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """The dependencies of a function, as a call enters them."""
+
+    keys: tuple[Key, ...]  # of the values that live longer
+    given: tuple[str, ...]  # the arguments of the caller that dependencies take, too
+    entries: tuple[Entry, ...]
+    arguments: tuple[tuple[str, Place], ...]  # of the function itself
+    takes_container: bool
+    holder: CallHolder
+
+
+class Named:
+    """A name that is shown, and keeps nothing alive."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.__qualname__ = name_of(function)
+
+    def __call__(self) -> None: ...
+
+
+class Handler:
+    """A function whose declarations a container or an application starts, and never calls."""
+
+    def __init__(self, function: Callable[..., Any], overrides_provider: OverridesProvider) -> None:
+        self.function = function
+        self.overrides_provider = overrides_provider
+
+    @property
+    def target(self) -> Callable[..., Any]:
+        return self.function
+
+    def declarations(self, overrides: Overrides) -> Iterator[Declaration]:
+        yield from walked(self.function, self.overrides_provider, overrides).declarations
+
+
+def walked(
+    function: Callable[..., Any],
+    overrides_provider: OverridesProvider,
+    overrides: Overrides,
+    explicit: frozenset[str] = frozenset(),
+) -> "Walk":
+    """Read what a function needs; `explicit` names what the caller gives by keyword."""
+    walk = Walk(overrides_provider, overrides, visible_names(function) | explicit)
+    walk.read(function, explicit)
+    return walk
+
+
+def order_of(
+    function: Callable[..., Any],
+    overrides_provider: OverridesProvider,
+    overrides: Overrides,
+    explicit: frozenset[str] = frozenset(),
+) -> Order:
+    """The order of a call of a function.
+
+    Raises `DependencyScopeError` for what exists only in a request.
+    """
+    return walked(function, overrides_provider, overrides, explicit).order(function)
+
+
+def injected_names(function: Callable[..., Any]) -> list[str]:
+    """The parameters that are filled for the caller."""
+    return [one.name for one in parameters(function) if isinstance(one.marker, params.Depends)]
+
+
+def visible_names(function: Callable[..., Any]) -> frozenset[str]:
+    """The parameters that the caller fills."""
+    injected = injected_names(function)
+    return frozenset(one.name for one in parameters(function) if one.name not in injected)
+
+
+class Walk:
+    """A walk through what a function needs: depth first, as FastAPI solves it."""
+
+    def __init__(
+        self, overrides_provider: OverridesProvider, overrides: Overrides, given: frozenset[str]
+    ) -> None:
+        self._overrides_provider = overrides_provider
+        self._overrides = overrides
+        self._can_be_given = given
+        self.declarations: list[Declaration] = []
+        self._keys: dict[Key, int] = {}
+        self._given: dict[str, int] = {}
+        self._entries: list[Entry] = []
+        self._known: dict[Any, int] = {}  # what is entered once for all that share it
+        self._arguments: tuple[tuple[str, Place], ...] = ()
+
+    def read(self, function: Callable[..., Any], explicit: frozenset[str]) -> None:
+        top = Step(name_step(function), function, "is called")
+        found = []
+        for parameter in parameters(function):
+            if parameter.name in explicit:
+                continue
+            if isinstance(parameter.marker, params.Depends):
+                found.append((parameter.name, self._depends(function, parameter, (top,))))
+            elif parameter.marker is not None:
+                raise _of_a_request(function, parameter, (top,))
+        self._arguments = tuple(found)
+
+    def order(self, function: Callable[..., Any]) -> Order:
+        """What was read, for the calls of the function."""
+        takes_container = any(one.key is None for one in self.declarations)
+        held = tuple((None, key) for key in self._keys)
+        return Order(
+            tuple(self._keys),
+            tuple(self._given),
+            tuple(self._entries),
+            self._arguments,
+            takes_container,
+            CallHolder(self._overrides_provider, held, Named(function), takes_container),
+        )
+
+    def _depends(self, owner: Any, parameter: Parameter, path: Sequence[Step]) -> Place:
+        depends = parameter.marker
+        assert isinstance(depends, params.Depends)
+        marker = lifespan_marker(depends, parameter.annotation)
+        if marker is not None:
+            key = marker.key(owner, parameter.name)
+            step = Step(parameter.name, key.provider, LIFESPAN_NOTE)
+            self.declarations.append(Declaration(self._overrides_provider, key, (*path, step)))
+            return "value", self._keys.setdefault(key, len(self._keys))
+        original = depends.dependency or parameter.annotation
+        call = self._overrides.get(original, original)
+        branch = (*path, Step(parameter.name, call, "of a call"))
+        if hasattr(call, "__lifespan_container__"):
+            self.declarations.append(Declaration(self._overrides_provider, None, branch))
+            return "container", 0
+        if any(step.call is call for step in path):
+            raise DependencyCycleError(branch)
+        shared = original, depends.scope
+        if depends.use_cache and shared in self._known:
+            return "entry", self._known[shared]
+        number = self._enter(call, depends.scope, branch)
+        self._known.setdefault(shared, number)
+        return "entry", number
+
+    def _enter(self, call: Callable[..., Any], scope: str | None, path: Sequence[Step]) -> int:
+        arguments = []
+        for parameter in parameters(call):
+            place = self._argument(call, parameter, path)
+            if place is not None:
+                arguments.append((parameter.name, place))
+        self._entries.append(Entry(call, kind_of(call), scope == "function", tuple(arguments)))
+        return len(self._entries) - 1
+
+    def _argument(self, call: Any, parameter: Parameter, path: Sequence[Step]) -> Place | None:
+        if isinstance(parameter.marker, params.Depends):
+            return self._depends(call, parameter, path)
+        is_of_request = parameter.is_a(HTTPConnection, Response, BackgroundTasks, SecurityScopes)
+        if parameter.marker is not None or is_of_request:
+            raise _of_a_request(call, parameter, path)
+        if parameter.name in self._can_be_given:
+            return "given", self._given.setdefault(parameter.name, len(self._given))
+        if parameter.has_default:
+            return None
+        raise _of_a_request(call, parameter, path)
+
+
+def _of_a_request(
+    call: Callable[..., Any], parameter: Parameter, path: Sequence[Step]
+) -> DependencyScopeError:
+    names = HTTPConnection, Response, BackgroundTasks, SecurityScopes
+    if parameter.marker is not None:
+        found = f"which is a parameter of a request ({type(parameter.marker).__name__.lower()})"
+    elif parameter.is_a(*names):
+        found = "which exists only during a request"
+    else:
+        found = "for nothing gives it"
+    return DependencyScopeError(
+        call,
+        parameter.name,
+        found,
+        [*path, Step(str(parameter))],
+        f"Override `{name_of(call)}`, give `{parameter.name}` a plain default",
+        reason="is called outside of a request",
+        otherwise="let the function that is called take a parameter of that name",
+    )
+
+
+def check(
+    function: Callable[..., Any], overrides_provider: OverridesProvider, overrides: Overrides
+) -> None:
+    """Raise if a function cannot be called outside of a request, or what it declares not start."""
+    for declaration in walked(function, overrides_provider, overrides).declarations:
+        key = declaration.key
+        if key is not None and key.provider not in overrides:
+            validate(key.provider)
+
+
+def bound_arguments(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the caller has given, by name; with the defaults of what he has not."""
+    signature = inspect.signature(function)
+    injected = injected_names(function)
+    kept = [one for one in signature.parameters.values() if one.name not in injected]
+    bound = signature.replace(parameters=kept).bind(
+        *args, **{name: value for name, value in kwargs.items() if name not in injected}
+    )
+    bound.apply_defaults()
+    return bound.arguments

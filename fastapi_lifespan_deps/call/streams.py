@@ -1,0 +1,124 @@
+"""Streams: generator functions that are called with their dependencies, item by item."""
+
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from contextvars import copy_context
+from typing import Any
+
+from anyio import Event
+
+from fastapi_lifespan_deps.live.asking import Standing
+from fastapi_lifespan_deps.live.entering import OneContext
+from fastapi_lifespan_deps.live.tasks import finished
+
+from .threads import steps
+
+
+class stream(AbstractAsyncContextManager[AsyncIterator[Any]]):  # used as a function
+    """The items of an asynchronous generator function, as an asynchronous iterator.
+
+    One task owns it: it enters the dependencies, takes each item when that is asked for, and
+    leaves. So it makes no difference who asks, in which task, and whether he comes to the end.
+    """
+
+    def __init__(
+        self,
+        at: Standing,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        throws: bool = False,
+    ) -> None:
+        self._at = at
+        self._call = function, args, kwargs
+        self._throws = throws  # an error of who takes the items is the function's
+        self._asked, self._answered = Event(), Event()
+        self._over = Event()
+        self._is_closing = False
+        self._item: Any = None
+        self._thrown: BaseException | None = None
+        self._failure: BaseException | None = None
+
+    async def __aenter__(self) -> AsyncIterator[Any]:
+        tasks = self._at.run.live.supervisor.tasks
+        tasks.check_loop()
+        tasks.spawn(self._own, self._end, "a stream", copy_context())
+        return self._items()
+
+    async def __aexit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        self._is_closing = True
+        self._thrown = error if self._throws else None
+        self._asked.set()
+        await finished(self._over)
+        failure, self._failure = self._failure, None
+        if failure is not None and failure is not error:
+            try:
+                raise failure
+            finally:
+                del failure, error
+
+    async def _items(self) -> AsyncIterator[Any]:
+        while True:
+            self._answered = Event()
+            self._asked.set()
+            await self._answered.wait()
+            if self._over.is_set() or self._failure is not None:
+                return
+            item, self._item = self._item, None
+            yield item
+
+    async def _own(self) -> None:
+        function, args, kwargs = self._call
+        try:
+            await self._at.run.calls.call(self._at, function, args, kwargs, self._give)
+        except BaseException as error:
+            self._failure = error
+
+    def _end(self) -> None:
+        self._over.set()
+        self._answered.set()
+
+    async def _give(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        items = self._call[0](*args, **kwargs)
+        try:
+            while True:
+                await self._asked.wait()
+                self._asked = Event()
+                if self._is_closing:
+                    if self._thrown is not None:
+                        raise self._thrown
+                    return
+                try:
+                    self._item = await anext(items)
+                except StopAsyncIteration:
+                    return
+                self._answered.set()
+        finally:
+            await items.aclose()
+
+
+@contextmanager
+def stream_in_thread(
+    at: Standing, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[Iterator[Any]]:
+    """The items of a synchronous generator function, taken in the threads that ask for them."""
+
+    def body(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generator[Any, None, Any]:
+        return (yield from function(*args, **kwargs))
+
+    context = OneContext()  # what the function and its dependencies set stays theirs
+    made = steps(at, function, body, args, kwargs)
+
+    def items() -> Iterator[Any]:
+        while True:
+            try:
+                item = context(next, made)
+            except StopIteration:
+                return
+            yield item
+
+    try:
+        yield items()
+    finally:
+        context(made.close)

@@ -1,0 +1,221 @@
+"""Threads: synchronous calls, from any thread but that of the event loop."""
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from anyio import CancelScope, Event
+
+from fastapi_lifespan_deps._compat import Kind
+from fastapi_lifespan_deps.events import logger
+from fastapi_lifespan_deps.live.asking import Standing, pinned_here, under
+from fastapi_lifespan_deps.live.generation import Pin
+from fastapi_lifespan_deps.live.run import Run
+from fastapi_lifespan_deps.live.tasks import call_soon
+
+from .calls import Calls, Slots, check_thread
+from .leaving import Entered, Failures, begin, end, enter, in_order, leave
+from .order import Entry, Order
+
+
+class Owner:
+    """The task in the event loop that enters and leaves the asynchronous dependencies of a call.
+
+    It is asked from the thread of the call, which waits for each answer.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._asked: deque[tuple[Callable[[], Awaitable[Any]], Future[Any]]] = deque()
+        self._entered: list[Entered] = []
+        self._is_over = False
+        self._wake: Event | None = None
+        call_soon(run.loop, self._start)
+
+    def _start(self) -> None:
+        self._wake = Event()
+        self._run.live.supervisor.tasks.spawn(self._serve, lambda: None, "a synchronous call")
+
+    def enter(self, entry: Entry, arguments: dict[str, Any]) -> Any:
+        """Enter a dependency there, and wait for its value."""
+
+        async def entering() -> tuple[Any, Entered | None]:
+            value = await enter(entry, arguments, self._entered)
+            return value, self._entered[-1] if entry.kind is Kind.ASYNC_GENERATOR else None
+
+        return self.ask(entering)
+
+    def leave(self, one: Entered, error: BaseException | None) -> None:
+        """Leave a dependency there, and wait for its end."""
+
+        async def leaving() -> None:
+            self._entered.remove(one)
+            await leave(one, error)
+
+        self.ask(leaving)
+
+    def finish(self) -> None:
+        """Let the task end; what an interrupted call has not left is left then."""
+        self._is_over = True
+        call_soon(self._run.loop, self._notify)
+
+    def ask(self, function: Callable[[], Awaitable[Any]]) -> Any:
+        answer: Future[Any] = Future()
+        self._asked.append((function, answer))
+        call_soon(self._run.loop, self._notify)
+        return answer.result()
+
+    def _notify(self) -> None:
+        if self._wake is not None:
+            self._wake.set()
+
+    async def _serve(self) -> None:
+        with CancelScope(shield=True):
+            while True:
+                assert self._wake is not None
+                while self._asked:
+                    function, answer = self._asked.popleft()
+                    try:
+                        answer.set_result(await function())
+                    except BaseException as error:
+                        answer.set_exception(error)
+                if self._is_over:
+                    break
+                self._wake = Event()
+                if not (self._asked or self._is_over):
+                    await self._wake.wait()
+            for one in in_order(self._entered):
+                try:
+                    await leave(one, None)
+                except BaseException as error:
+                    logger.error("A dependency of a call failed to end", exc_info=error)
+
+
+# What is done with the function, in the thread of the call; it may yield.
+Steps = Callable[[tuple[Any, ...], dict[str, Any]], Generator[Any, None, Any]]
+
+
+def call_in_thread(
+    at: Standing, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Call a synchronous function in this thread, with its dependencies.
+
+    The synchronous ones are entered and left in this thread, in this context; asynchronous ones
+    in the event loop.
+    """
+
+    def once(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generator[Any, None, Any]:
+        return function(*args, **kwargs)
+        yield  # it is a generator all the same
+
+    try:
+        next(steps(at, function, once, args, kwargs))
+    except StopIteration as stop:
+        return stop.value
+
+
+def steps(
+    at: Standing,
+    function: Callable[..., Any],
+    body: Steps,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Generator[Any, None, Any]:
+    """The steps of a synchronous call, each taken in the thread that asks for it."""
+    run, calls = at.run, at.run.calls
+    calls.check_open()
+    check_thread(run)
+    order, pin = _pinned(calls, run, at, function, kwargs)
+    inner = at._replace(pin=pin)
+    token = under.set(inner)
+    try:
+        calls.begin(pin, None)
+        try:
+            slots = calls.slots(order, inner, function, args, kwargs)
+            if not order.entries:
+                return (yield from body(args, {**slots.arguments(order.arguments), **kwargs}))
+            return (yield from _called(run, order, slots, body, args, kwargs))
+        finally:
+            calls.finish(pin)
+    finally:
+        under.reset(token)
+        if not pin.generation.give_back(pin):
+            call_soon(run.loop, run.live.release, pin)
+
+
+def _pinned(
+    calls: Calls, run: Run, at: Standing, function: Callable[..., Any], kwargs: dict[str, Any]
+) -> tuple[Order, Pin]:
+    outer = at.pin or pinned_here(run.live)
+    if outer is None and not run.overrides.have_changed():
+        generation = run.current
+        order = calls.order(generation, at.overrides_provider, function, kwargs)
+        pin = Pin()
+        pin.holder, pin.generation, pin.run, pin.more = order.holder, generation, run, None
+        if not order.takes_container and generation.take(pin):
+            return order, pin
+    owner = Owner(run)
+    try:
+        pinning = partial(calls.pin, outer, at.overrides_provider, function, kwargs)
+        found: tuple[Order, Pin] = owner.ask(pinning)
+        return found
+    finally:
+        owner.finish()
+
+
+def _called(
+    run: Run,
+    order: Order,
+    slots: Slots,
+    body: Steps,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Generator[Any, None, Any]:
+    is_async = any(entry.kind.is_async for entry in order.entries)
+    owner = Owner(run) if is_async else None
+    entered: list[Entered] = []
+    failures, result = Failures(), None
+    try:
+        try:
+            for entry in order.entries:
+                slots.add(_entered(entry, slots.arguments(entry.arguments), owner, entered))
+            result = yield from body(args, {**slots.arguments(order.arguments), **kwargs})
+        except GeneratorExit:  # nobody wants more of it, which is no error
+            pass
+        except BaseException as error:
+            failures.own = error
+        for one in in_order(entered):
+            try:
+                if one.entry.kind is Kind.ASYNC_GENERATOR:
+                    assert owner is not None
+                    owner.leave(one, failures.thrown)
+                else:
+                    end(one.generator, failures.thrown)
+            except BaseException as error:
+                failures.note(error)
+    finally:
+        if owner is not None:
+            owner.finish()
+    failure = failures.result()
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            del failure, failures
+    return result
+
+
+def _entered(
+    entry: Entry, arguments: dict[str, Any], owner: Owner | None, entered: list[Entered]
+) -> Any:
+    if entry.kind.is_async:
+        assert owner is not None
+        value, one = owner.enter(entry, arguments)
+        if one is not None:
+            entered.append(one)
+        return value
+    if entry.kind is Kind.GENERATOR:
+        return begin(entry, arguments, entered)
+    return entry.call(**arguments)
