@@ -293,7 +293,7 @@ class SyncView(View):
         super().__init__(standing)
         self._portal = portal
 
-    def call(  # type: ignore[override]  # it blocks
+    def call(  # it blocks
         self, function: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> Any:
         """Call a function with its dependencies, once: see `View.call`.
@@ -332,7 +332,9 @@ class SyncView(View):
         return self._portal.call(refresh)
 
     @contextmanager
-    def enter(self, provider: Callable[..., Any]) -> Iterator[Any]:  # type: ignore[override]
+    def enter(  # type: ignore[override]
+        self, provider: Callable[..., Any]
+    ) -> Iterator[Any]:
         """Enter one request-style dependency by itself: see `View.enter`."""
         with self._portal.wrap_async_context_manager(super().enter(provider)) as value:
             yield value

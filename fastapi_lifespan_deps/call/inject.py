@@ -11,7 +11,7 @@ from fastapi_lifespan_deps.exceptions import LifespanDependencyError, name_of
 from fastapi_lifespan_deps.live.asking import Standing
 
 from .order import injected_names
-from .streams import stream, stream_in_thread
+from .streams import Stream, stream_in_thread
 from .threads import call_in_thread
 
 
@@ -35,7 +35,7 @@ def injecting(function: Callable[..., Any], standing: Callable[[], Standing]) ->
         return call_in_thread(standing(), function, args, kwargs)
 
     async def async_generator(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        async with stream(standing(), function, args, kwargs) as items:
+        async with Stream(standing(), function, args, kwargs) as items:
             async for item in items:
                 yield item
 

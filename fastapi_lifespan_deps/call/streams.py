@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import copy_context
 from typing import Any
 
-from anyio import Event
+from anyio import CancelScope, Event
 
 from fastapi_lifespan_deps.live.asking import Standing
 from fastapi_lifespan_deps.live.entering import OneContext
@@ -14,8 +14,8 @@ from fastapi_lifespan_deps.live.tasks import finished
 from .threads import steps
 
 
-class stream(AbstractAsyncContextManager[AsyncIterator[Any]]):  # used as a function
-    """The items of an asynchronous generator function, as an asynchronous iterator.
+class Stream(AbstractAsyncContextManager[AsyncIterator[Any]], AsyncIterator[Any]):
+    """The items of an asynchronous generator function.
 
     One task owns it: it enters the dependencies, takes each item when that is asked for, and
     leaves. So it makes no difference who asks, in which task, and whether he comes to the end.
@@ -35,6 +35,8 @@ class stream(AbstractAsyncContextManager[AsyncIterator[Any]]):  # used as a func
         self._throws = throws  # an error of who takes the items is the function's
         self._asked, self._answered = Event(), Event()
         self._over = Event()
+        self._scope = CancelScope()
+        self._is_making = False
         self._is_closing = False
         self._item: Any = None
         self._thrown: BaseException | None = None
@@ -44,10 +46,12 @@ class stream(AbstractAsyncContextManager[AsyncIterator[Any]]):  # used as a func
         tasks = self._at.run.live.supervisor.tasks
         tasks.check_loop()
         tasks.spawn(self._own, self._end, "a stream", copy_context())
-        return self._items()
+        return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, _: object) -> None:
         self._is_closing = True
+        if self._is_making:  # an item that nobody waits for any more
+            self._scope.cancel()
         self._thrown = error if self._throws else None
         self._asked.set()
         await finished(self._over)
@@ -58,15 +62,15 @@ class stream(AbstractAsyncContextManager[AsyncIterator[Any]]):  # used as a func
             finally:
                 del failure, error
 
-    async def _items(self) -> AsyncIterator[Any]:
-        while True:
-            self._answered = Event()
-            self._asked.set()
+    async def __anext__(self) -> Any:
+        self._answered = Event()
+        self._asked.set()
+        if not self._over.is_set():
             await self._answered.wait()
-            if self._over.is_set() or self._failure is not None:
-                return
-            item, self._item = self._item, None
-            yield item
+        if self._over.is_set():
+            raise StopAsyncIteration
+        item, self._item = self._item, None
+        return item
 
     async def _own(self) -> None:
         function, args, kwargs = self._call
@@ -81,21 +85,25 @@ class stream(AbstractAsyncContextManager[AsyncIterator[Any]]):  # used as a func
 
     async def _give(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         items = self._call[0](*args, **kwargs)
-        try:
-            while True:
-                await self._asked.wait()
-                self._asked = Event()
-                if self._is_closing:
-                    if self._thrown is not None:
-                        raise self._thrown
-                    return
-                try:
+        with self._scope:  # around all of it: the function may open scopes of its own
+            try:
+                while await self._is_asked():
+                    self._is_making = True
                     self._item = await anext(items)
-                except StopAsyncIteration:
-                    return
-                self._answered.set()
-        finally:
-            await items.aclose()
+                    self._is_making = False
+                    self._answered.set()
+            except StopAsyncIteration:
+                pass
+            finally:
+                await items.aclose()
+        if self._thrown is not None:
+            raise self._thrown
+
+    async def _is_asked(self) -> bool:
+        """Wait until somebody asks for an item; not if nobody will."""
+        await self._asked.wait()
+        self._asked = Event()
+        return not self._is_closing
 
 
 @contextmanager

@@ -173,49 +173,59 @@ def _called(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Generator[Any, None, Any]:
-    is_async = any(entry.kind.is_async for entry in order.entries)
-    owner = Owner(run) if is_async else None
-    entered: list[Entered] = []
-    failures, result = Failures(), None
+    stay = _Stay(run, order)
+    result = None
     try:
         try:
             for entry in order.entries:
-                slots.add(_entered(entry, slots.arguments(entry.arguments), owner, entered))
+                slots.add(stay.enter(entry, slots.arguments(entry.arguments)))
             result = yield from body(args, {**slots.arguments(order.arguments), **kwargs})
         except GeneratorExit:  # nobody wants more of it, which is no error
             pass
         except BaseException as error:
-            failures.own = error
-        for one in in_order(entered):
-            try:
-                if one.entry.kind is Kind.ASYNC_GENERATOR:
-                    assert owner is not None
-                    owner.leave(one, failures.thrown)
-                else:
-                    end(one.generator, failures.thrown)
-            except BaseException as error:
-                failures.note(error)
+            stay.failures.own = error
+        stay.leave()
     finally:
-        if owner is not None:
-            owner.finish()
-    failure = failures.result()
+        stay.finish()
+    failure = stay.failures.result()
     if failure is not None:
         try:
             raise failure
         finally:
-            del failure, failures
+            del failure, stay
     return result
 
 
-def _entered(
-    entry: Entry, arguments: dict[str, Any], owner: Owner | None, entered: list[Entered]
-) -> Any:
-    if entry.kind.is_async:
-        assert owner is not None
-        value, one = owner.enter(entry, arguments)
-        if one is not None:
-            entered.append(one)
-        return value
-    if entry.kind is Kind.GENERATOR:
-        return begin(entry, arguments, entered)
-    return entry.call(**arguments)
+class _Stay:
+    """What a call in a thread has entered, here and in the event loop."""
+
+    def __init__(self, run: Run, order: Order) -> None:
+        is_async = any(entry.kind.is_async for entry in order.entries)
+        self._owner = Owner(run) if is_async else None
+        self._entered: list[Entered] = []
+        self.failures = Failures()
+
+    def enter(self, entry: Entry, arguments: dict[str, Any]) -> Any:
+        if entry.kind.is_async:
+            assert self._owner is not None
+            value, one = self._owner.enter(entry, arguments)
+            self._entered += [] if one is None else [one]
+            return value
+        if entry.kind is Kind.GENERATOR:
+            return begin(entry, arguments, self._entered)
+        return entry.call(**arguments)
+
+    def leave(self) -> None:
+        for one in in_order(self._entered):
+            try:
+                if one.entry.kind is Kind.ASYNC_GENERATOR:
+                    assert self._owner is not None
+                    self._owner.leave(one, self.failures.thrown)
+                else:
+                    end(one.generator, self.failures.thrown)
+            except BaseException as error:
+                self.failures.note(error)
+
+    def finish(self) -> None:
+        if self._owner is not None:
+            self._owner.finish()

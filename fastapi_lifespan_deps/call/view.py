@@ -22,7 +22,7 @@ from fastapi_lifespan_deps.live.run import Run
 from .calls import Calls
 from .inject import injecting
 from .order import check
-from .streams import stream
+from .streams import Stream
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -128,10 +128,8 @@ class View:
             yield value
 
         one.__annotations__["value"] = Annotated[Any, FastAPIDepends(provider)]
-        async with stream(self._standing, one, (), {}, throws=True) as values:
-            async for value in values:
-                yield value
-                break
+        async with Stream(self._standing, one, (), {}, throws=True) as values:
+            yield await anext(values)
 
     def inject(self, function: Callable[..., R]) -> Callable[..., R]:
         """Fill the parameters of a function that declare dependencies: a decorator.
