@@ -1,0 +1,489 @@
+"""Synchronous calls, from any thread but the event loop's; and containers of synchronous code."""
+
+import inspect
+import os
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import Annotated, Any
+
+import anyio
+import anyio.to_thread
+import pytest
+from fastapi import Depends as Stock
+
+from fastapi_lifespan_deps import (
+    DependencyScopeError,
+    Depends,
+    LifespanContainer,
+    LifespanNotRunning,
+    current_container,
+    get_container,
+    inject,
+)
+
+log: list[str] = []
+PATIENCE = 20
+
+
+@pytest.fixture(autouse=True)
+def _empty_log() -> None:
+    log.clear()
+
+
+class Engine:
+    def __init__(self, name: str = "engine") -> None:
+        self.name = name
+        self.is_alive = True
+
+
+async def get_engine() -> AsyncIterator[Engine]:
+    engine = Engine()
+    log.append("engine up")
+    yield engine
+    engine.is_alive = False
+    log.append("engine down")
+
+
+EngineDep = Annotated[Engine, Depends(get_engine, scope="lifespan")]
+here: ContextVar[str] = ContextVar("here", default="nowhere")
+
+
+async def get_session(engine: EngineDep) -> AsyncIterator[str]:
+    """It runs in the event loop, in one task."""
+    async with anyio.create_task_group() as tasks:
+        log.append("open session")
+        try:
+            yield f"session of {engine.name}"
+        except BaseException as error:
+            log.append(f"session sees {type(error).__name__}")
+            raise
+        finally:
+            log.append("close session")
+            tasks.cancel_scope.cancel()
+
+
+async def get_word() -> str:
+    return "word"
+
+
+def get_unit(session: Annotated[str, Stock(get_session)]) -> Iterator[str]:
+    """It runs in the thread of the call, in its context."""
+    log.append(f"open unit {here.get()} {threading.get_ident()}")
+    token = here.set("unit")
+    try:
+        yield f"unit of {session}"
+    except BaseException as error:
+        log.append(f"unit sees {type(error).__name__}")
+        raise
+    finally:
+        here.reset(token)
+        log.append("close unit")
+
+
+def get_size(word: Annotated[str, Stock(get_word)]) -> int:
+    return len(word)
+
+
+container = LifespanContainer()
+
+
+@container.inject
+def handle(
+    text: str,
+    unit: Annotated[str, Stock(get_unit)],
+    size: Annotated[int, Stock(get_size)],
+    engine: EngineDep,
+) -> str:
+    assert engine.is_alive
+    log.append(f"handle {text} {here.get()}")
+    return f"{text} {unit} {size}"
+
+
+@container.inject
+def peek(engine: EngineDep) -> Engine:
+    return engine
+
+
+@container.inject
+def fail(unit: Annotated[str, Stock(get_unit)]) -> None:
+    raise ZeroDivisionError
+
+
+def in_thread(function: Callable[..., Any], *args: Any) -> Any:
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(function, *args).result(PATIENCE)
+
+
+def test_a_synchronous_call_runs_in_the_thread_and_context_of_its_caller() -> None:
+    here.set("the caller's")
+    with container.sync() as running:
+        assert handle("a") == "a unit of session of engine 4"
+        assert log == [
+            *("engine up", "open session", f"open unit the caller's {threading.get_ident()}"),
+            *("handle a unit", "close unit", "close session"),
+        ]
+        assert running.call(handle, "b") == "b unit of session of engine 4"
+        assert in_thread(handle, "c") == "c unit of session of engine 4"
+        assert running[get_engine] is running.call(peek) is peek() is in_thread(peek)
+    assert log[-1] == "engine down"
+
+
+def test_an_error_is_thrown_into_dependencies_here_and_there() -> None:
+    with container.sync(), pytest.raises(ZeroDivisionError):
+        fail()
+    assert log[3:] == [
+        *("unit sees ZeroDivisionError", "close unit"),
+        *("session sees ZeroDivisionError", "close session", "engine down"),
+    ]
+
+
+def test_errors_of_leaving_are_told() -> None:
+    def wrong(word: Annotated[str, Stock(get_word)]) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            raise ValueError("here")
+
+    async def wrong_async() -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            raise ValueError("there")
+
+    @inject
+    def function(
+        one: Annotated[None, Stock(wrong)], two: Annotated[None, Stock(wrong_async)]
+    ) -> None: ...
+
+    with LifespanContainer().sync() as running:
+        with pytest.raises(ExceptionGroup) as caught:
+            running.call(function)
+        assert [str(one) for one in caught.value.exceptions] == ["there", "here"]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_beside_an_asynchronous_container(backend: str) -> None:
+    async def main() -> None:
+        async with container:
+            assert await anyio.to_thread.run_sync(handle, "a") == "a unit of session of engine 4"
+            with pytest.raises(LifespanNotRunning, match="thread of its event loop"):
+                handle("b")
+
+    anyio.run(main, backend=backend)
+
+
+def test_calls_from_many_threads_at_once() -> None:
+    with container.sync(), ThreadPoolExecutor(8) as threads:
+        found = [threads.submit(handle, str(number)) for number in range(40)]
+        assert [one.result(PATIENCE) for one in found] == [
+            f"{number} unit of session of engine 4" for number in range(40)
+        ]
+    assert log.count("open session") == log.count("close session") == 40
+
+
+def test_asynchronous_functions_are_called_too() -> None:
+    async def read(text: str, session: Annotated[str, Stock(get_session)]) -> str:
+        return f"{text} {session} {current_container()[get_engine].name}"
+
+    with LifespanContainer(handlers=[read]).sync() as running:
+        assert running.call(read, "a") == "a session of engine engine"
+        read_injected = running.inject(read)
+        assert inspect.iscoroutinefunction(read_injected)
+        with running.enter(get_unit) as unit:
+            assert unit == "unit of session of engine"
+        with pytest.raises(ZeroDivisionError), running.enter(get_session):
+            raise ZeroDivisionError
+        assert log[-2:] == ["session sees ZeroDivisionError", "close session"]
+
+
+def test_a_refresh_leaves_no_call_with_a_dead_value() -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    @container.inject
+    def slow(engine: EngineDep, takes: Annotated[Any, Stock(get_container)]) -> bool:
+        entered.set()
+        assert go_on.wait(PATIENCE)
+        assert peek() is engine  # pinned as the outer call is
+        assert takes[get_engine] is engine
+        return bool(engine.is_alive)
+
+    with container.sync() as running, ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(slow)
+        assert entered.wait(PATIENCE)
+        old = running[get_engine]
+        running.refresh(get_engine)
+        assert running[get_engine] is not old
+        assert peek() is running[get_engine]
+        assert old.is_alive
+        go_on.set()
+        assert waiting.result(PATIENCE) is True
+    assert log.count("engine up") == log.count("engine down") == 2
+
+
+def test_overrides_that_are_set_meanwhile_hold() -> None:
+    with container.sync():
+        try:
+            container.dependency_overrides[get_engine] = lambda: Engine("fake")
+            assert peek().name == "fake"
+            assert handle("a") == "a unit of session of fake 4"
+        finally:
+            container.dependency_overrides.clear()
+
+
+def test_a_caller_without_the_given_names_is_told_so_by_python() -> None:
+    with container.sync(), pytest.raises(TypeError, match="text"):
+        handle()
+
+
+def test_leaving_waits_for_calls_in_threads() -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    @container.inject
+    def slow(engine: EngineDep) -> bool:
+        entered.set()
+        assert go_on.wait(PATIENCE)
+        return engine.is_alive
+
+    with ThreadPoolExecutor(2) as threads:
+        with container.sync() as running:
+            waiting = threads.submit(slow)
+            assert entered.wait(PATIENCE)
+            closing = running._standing.run.calls
+            threads.submit(until, lambda: closing._is_closing, go_on.set)
+        assert waiting.result(PATIENCE) is True
+        with pytest.raises(LifespanNotRunning):
+            peek()
+
+
+def until(condition: Callable[[], bool], act: Callable[[], None]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition() and time.monotonic() < deadline:
+        threading.Event().wait(0.001)
+    act()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_in_a_forked_process_it_does_not_run() -> None:
+    with container.sync() as running:
+        child = os.fork()
+        if not child:  # pragma: no cover - FastAPI 0: measured in the parent only
+            status = 1
+            try:
+                running.call(peek)
+            except LifespanNotRunning as error:
+                status = 0 if "another process" in str(error) else 2
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_an_interrupted_call_is_left_before_that_is_raised() -> None:
+    async def wait(session: Annotated[str, Stock(get_session)]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        await anyio.sleep_forever()
+
+    with LifespanContainer(handlers=[wait]).sync() as running:
+        with pytest.raises(KeyboardInterrupt):
+            running.call(wait)
+        assert log[-1] == "close session"
+    assert log[-1] == "engine down"
+
+
+def test_an_interrupt_while_a_dependency_is_entered_leaves_it_too() -> None:
+    entered = threading.Event()
+
+    async def slow() -> AsyncIterator[None]:
+        os.kill(os.getpid(), signal.SIGINT)
+        await anyio.to_thread.run_sync(entered.wait, PATIENCE)
+        yield
+        log.append("left")
+
+    @inject
+    def function(nothing: Annotated[None, Stock(slow)]) -> None:
+        raise AssertionError
+
+    with LifespanContainer().sync() as running:
+        with pytest.raises(KeyboardInterrupt):
+            running.call(function)
+        entered.set()
+    assert log == ["left"]
+
+
+def test_what_an_interrupted_call_cannot_leave_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    entered = threading.Event()
+
+    async def slow() -> AsyncIterator[None]:
+        os.kill(os.getpid(), signal.SIGINT)
+        await anyio.to_thread.run_sync(entered.wait, PATIENCE)
+        yield
+        raise ZeroDivisionError
+
+    @inject
+    def function(nothing: Annotated[None, Stock(slow)]) -> None:
+        raise AssertionError
+
+    with LifespanContainer().sync() as running:
+        with pytest.raises(KeyboardInterrupt):
+            running.call(function)
+        entered.set()
+    assert "A dependency of a call failed to end" in caplog.text
+
+
+# run and command
+
+
+def test_run_starts_only_what_the_function_needs() -> None:
+    async def get_model() -> str:
+        raise AssertionError("not needed")
+
+    both = LifespanContainer(get_model, handlers=[handle])
+
+    async def load(name: str, session: Annotated[str, Stock(get_session)]) -> str:
+        return f"{name} {session}"
+
+    def status() -> str:
+        return "fine"
+
+    assert both.run(status) == "fine"
+    assert log == []
+    assert both.run(load, "a") == "a session of engine"
+    assert both.run(handle, text="b") == "b unit of session of engine 4"
+    assert log.count("engine up") == log.count("engine down") == 2
+
+
+def test_a_command_shows_only_what_is_left_to_give() -> None:
+    @container.command
+    async def load(name: str, session: Annotated[str, Stock(get_session)], size: int = 3) -> str:
+        return f"{name} {session} {size}"
+
+    assert str(inspect.signature(load)) == "(name: str, size: int = 3) -> str"
+    command: Callable[..., str] = load  # type: ignore[assignment]  # it blocks
+    assert command("a", size=4) == "a session of engine 4"
+    assert log[-1] == "engine down"
+
+    with pytest.raises(DependencyScopeError):
+
+        @container.command
+        def wrong(page: Annotated[int, Stock(get_page)]) -> None: ...
+
+
+def get_page(page: int) -> int:
+    return page
+
+
+# Streams
+
+
+@container.inject
+async def count(
+    stop: int, session: Annotated[str, Stock(get_session)], engine: EngineDep
+) -> AsyncIterator[str]:
+    try:
+        for number in range(stop):
+            yield f"{number} {session}"
+    finally:
+        log.append("end of count")
+
+
+@container.inject
+def count_sync(
+    stop: int, unit: Annotated[str, Stock(get_unit)], engine: EngineDep
+) -> Iterator[str]:
+    try:
+        for number in range(stop):
+            yield f"{number} {unit}"
+    finally:
+        log.append("end of count")
+
+
+ENDS = ["end of count", "close session"]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_stream_is_owned_by_one_task_whoever_takes_its_items(backend: str) -> None:
+    async def main() -> None:
+        async with container:
+            assert inspect.isasyncgenfunction(count)
+            assert [one async for one in count(2)] == ["0 session of engine", "1 session of engine"]
+            assert log[-2:] == ENDS
+
+            items = count(5)
+            assert await anext(items) == "0 session of engine"
+
+            async def take() -> None:
+                assert await anext(items) == "1 session of engine"
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(take)
+            await items.aclose()  # an early end, and no error
+            assert log[-2:] == ENDS
+            assert not any("sees" in one for one in log)
+
+    anyio.run(main, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_stream_that_fails_or_is_cancelled_is_left(backend: str) -> None:
+    @container.inject
+    async def fails(session: Annotated[str, Stock(get_session)]) -> AsyncIterator[int]:
+        yield 1
+        raise ZeroDivisionError
+
+    @container.inject
+    async def waits(session: Annotated[str, Stock(get_session)]) -> AsyncIterator[int]:
+        yield 1
+        await anyio.sleep_forever()
+
+    @container.inject
+    async def never_begins(page: Annotated[None, Stock(fails_itself)]) -> AsyncIterator[int]:
+        yield 1
+
+    async def main() -> None:
+        async with container:
+            with pytest.raises(ZeroDivisionError):
+                async for _ in fails():
+                    pass
+            assert log[-2:] == ["session sees ZeroDivisionError", "close session"]
+            with anyio.move_on_after(0.01) as scope:
+                async for _ in waits():
+                    pass
+            assert scope.cancelled_caught
+            assert log[-1] == "close session"
+            with pytest.raises(ZeroDivisionError):
+                async for _ in never_begins():
+                    raise AssertionError
+
+    anyio.run(main, backend=backend)
+
+
+async def fails_itself() -> None:
+    raise ZeroDivisionError
+
+
+def test_a_synchronous_stream_may_be_taken_in_several_threads() -> None:
+    here.set("the caller's")
+    with container.sync():
+        assert list(count_sync(2)) == [f"{number} unit of session of engine" for number in range(2)]
+        assert log[-3:] == ["end of count", "close unit", "close session"]
+        items = count_sync(5)
+        assert next(items) == "0 unit of session of engine"
+        assert here.get() == "the caller's"  # what it sets stays its own
+        assert in_thread(next, items) == "1 unit of session of engine"
+        in_thread(items.close)  # type: ignore[attr-defined]
+        assert log[-3:] == ["end of count", "close unit", "close session"]
+        assert not any("sees" in one for one in log)
+
+
+def test_a_synchronous_stream_that_fails_is_left() -> None:
+    @container.inject
+    def fails(unit: Annotated[str, Stock(get_unit)]) -> Iterator[int]:
+        yield 1
+        raise ZeroDivisionError
+
+    with container.sync(), pytest.raises(ZeroDivisionError):
+        list(fails())
+    assert "session sees ZeroDivisionError" in log
