@@ -4,15 +4,15 @@ import asyncio
 import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from typing import Annotated, Any
 
 import anyio
 import anyio.to_thread
 import pytest
+from fastapi import APIRouter, FastAPI, Header, Request
 from fastapi import Depends as Stock
-from fastapi import FastAPI, Header, Request
 from fastapi.testclient import TestClient
 
 from fastapi_lifespan_deps import (
@@ -27,10 +27,13 @@ from fastapi_lifespan_deps import (
     UnavailableLifespanDependency,
     View,
     current_container,
+    enable_lifespan_scope,
     get_container,
     inject,
+    lifespan_container,
 )
-from tests.clients import client_of
+from fastapi_lifespan_deps.call.streams import Stream
+from tests.clients import client_of, settle
 
 pytestmark = pytest.mark.anyio
 
@@ -500,14 +503,15 @@ async def test_overrides_hold_at_any_depth_and_while_running() -> None:
 
 
 async def test_use_cache_false_is_one_instance_for_each_place() -> None:
-    Own = Annotated[Engine, Depends(get_engine, scope="lifespan", use_cache=False)]
-
-    async def one(a: Own, b: Own) -> bool:
+    async def one(a: Any, b: Any) -> bool:
         return a is b
 
-    async def two(a: Own) -> Engine:
+    async def two(a: Any) -> Any:
         return a
 
+    own = Annotated[Engine, Depends(get_engine, scope="lifespan", use_cache=False)]
+    one.__annotations__ |= {"a": own, "b": own}
+    two.__annotations__["a"] = own
     async with LifespanContainer(handlers=[one, two]) as view:
         assert log.count("engine up") == 3
         assert await view.call(one) is False
@@ -519,6 +523,8 @@ async def test_use_cache_false_is_one_instance_for_each_place() -> None:
 
 async def test_a_call_sees_one_set_of_values_and_keeps_it_alive() -> None:
     begun, go_on = anyio.Event(), anyio.Event()
+    old: Any = None
+    draining: Any = None
 
     async def slow(engine: EngineDep, session: SessionDep) -> str:
         begun.set()
@@ -895,7 +901,8 @@ async def test_without_an_application_nothing_can_take_it() -> None:
 
 
 async def test_for_app_starts_what_its_routes_declare_without_serving() -> None:
-    app = LifespanFastAPI(title="A title", on_startup=[lambda: log.append("hook")])
+    app = LifespanFastAPI(title="A title")
+    app.router.on_startup.append(lambda: log.append("hook"))
 
     @app.get("/")
     async def read(
@@ -935,6 +942,79 @@ async def test_calls_of_an_application_end_before_its_values_stop() -> None:
         assert await container.call(use) == "session of engine"
     with pytest.raises(LifespanNotRunning):
         await container.call(use)
+
+
+@pytest.mark.parametrize("make", [LifespanFastAPI, FastAPI])
+async def test_what_handlers_of_an_application_declare_is_started(make: Any) -> None:
+    seen = []
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        seen.append(await lifespan_container(app).call(handle, "at the start"))
+        app.get("/late")(lambda: None)
+        yield
+
+    if make is FastAPI:
+        app = enable_lifespan_scope(FastAPI(lifespan=lifespan), handlers=[handle])
+        enable_lifespan_scope(app)
+    else:
+        app = LifespanFastAPI(lifespan=lifespan, handlers=[handle])
+        app.router = APIRouter(lifespan=lifespan)  # it keeps them
+    async with app.router.lifespan_context(app):
+        seen.append(await lifespan_container(app).call(handle, "later"))
+    assert seen == [f"{when} unit of session of engine" for when in ("at the start", "later")]
+    assert log.count("engine up") == 1
+
+    async def wrong(page: Annotated[None, Stock(get_page)]) -> None: ...
+
+    with pytest.raises(DependencyScopeError):
+        LifespanFastAPI(handlers=[wrong])
+
+
+class Slotted:
+    """A callable that nothing can be known of weakly."""
+
+    __slots__ = ()
+
+    def __call__(self, engine: EngineDep) -> str:
+        return engine.name
+
+
+async def test_any_callable_is_called() -> None:
+    slotted = Slotted()
+    async with LifespanContainer(handlers=[slotted]) as view:
+        assert [await view.call(slotted) for _ in range(2)] == ["engine", "engine"]
+        part = functools.partial(handle_sync, "a")
+        assert await view.call(part) == "a unit of session of engine"
+
+
+async def test_a_default_of_a_dependency_counts() -> None:
+    def get_limit(limit: int = 3, engine: Any = None) -> int:
+        return limit
+
+    async def function(limit_of: Annotated[int, Stock(get_limit)], limit: int = 5) -> int:
+        return limit_of
+
+    async def function_of_none(limit_of: Annotated[int, Stock(get_limit)]) -> int:
+        return limit_of
+
+    async with LifespanContainer() as view:
+        assert await view.call(function) == 5
+        assert await view.call(function_of_none) == 3
+
+
+async def test_a_stream_that_is_over_gives_nothing() -> None:
+    async def fail() -> None:
+        raise Wrong
+
+    async def function(nothing: Annotated[None, Stock(fail)]) -> AsyncIterator[int]:
+        yield 1
+
+    async with LifespanContainer(handlers=[function]) as view:
+        with pytest.raises(Wrong):
+            async with Stream(view._standing, function, (), {}) as items:
+                await settle()
+                assert [one async for one in items] == []
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

@@ -141,6 +141,27 @@ def test_an_error_is_thrown_into_dependencies_here_and_there() -> None:
     ]
 
 
+def test_an_error_of_an_asynchronous_function_is_raised_here() -> None:
+    async def wrong(session: Annotated[str, Stock(get_session)]) -> None:
+        raise ZeroDivisionError
+
+    with LifespanContainer(handlers=[wrong]).sync() as running, pytest.raises(ZeroDivisionError):
+        running.call(wrong)
+    with pytest.raises(LifespanNotRunning, match="it is being left"):
+        running.call(wrong)
+
+
+def test_where_nothing_is_asynchronous_nothing_is_asked_of_the_event_loop() -> None:
+    def get_simple(engine: EngineDep) -> Iterator[str]:
+        yield f"simple {engine.name}"
+
+    def function(simple: Annotated[str, Stock(get_simple)]) -> str:
+        return simple
+
+    with LifespanContainer(handlers=[function]).sync() as running:
+        assert running.call(function) == "simple engine"
+
+
 def test_errors_of_leaving_are_told() -> None:
     def wrong(word: Annotated[str, Stock(get_word)]) -> Iterator[None]:
         try:
@@ -270,7 +291,7 @@ def until(condition: Callable[[], bool], act: Callable[[], None]) -> None:
 def test_in_a_forked_process_it_does_not_run() -> None:
     with container.sync() as running:
         child = os.fork()
-        if not child:  # pragma: no cover - FastAPI 0: measured in the parent only
+        if not child:
             status = 1
             try:
                 running.call(peek)
@@ -279,6 +300,35 @@ def test_in_a_forked_process_it_does_not_run() -> None:
             finally:
                 os._exit(status)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_process_that_was_forked_is_told_by_its_number() -> None:
+    with container.sync() as running:
+        run = running._standing.run
+        run.process, process = 0, run.process
+        with pytest.raises(LifespanNotRunning, match="another process"):
+            peek()
+        run.process = process
+
+
+def test_calls_in_threads_that_take_too_long_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("fastapi_lifespan_deps.call.calls.GRACE", 0.001)
+    entered, go_on = threading.Event(), threading.Event()
+
+    @container.inject
+    def slow(engine: EngineDep) -> bool:
+        entered.set()
+        assert go_on.wait(PATIENCE)
+        return engine.is_alive
+
+    with ThreadPoolExecutor(2) as threads:
+        with container.sync():
+            waiting = threads.submit(slow)
+            assert entered.wait(PATIENCE)
+            threads.submit(until, lambda: "Calls are cancelled" in caplog.text, go_on.set)
+        assert waiting.result(PATIENCE) is True
 
 
 def test_an_interrupted_call_is_left_before_that_is_raised() -> None:

@@ -1,7 +1,6 @@
 """The container by itself: what is started without an application, and called with it."""
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from datetime import timedelta
 from functools import partial
@@ -9,6 +8,7 @@ from threading import Event
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, get_args
 
+from anyio import CancelScope
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from fastapi import FastAPI, params
 
@@ -304,20 +304,28 @@ class SyncView(View):
         function = original_of(function)
         if not kind_of(function).is_async:
             return call_in_thread(self._standing, function, args, kwargs)
+        self._standing.run.calls.check_open()
+        begun: list[CancelScope] = []
         ended = Event()
 
         async def calling() -> Any:
+            begun.append(CancelScope())
             try:
-                return await super(SyncView, self).call(function, *args, **kwargs)
+                with begun[0]:
+                    return await super(SyncView, self).call(function, *args, **kwargs)
             finally:
                 ended.set()
 
-        future: Future[Any] = self._portal.start_task_soon(calling)
+        def cancel() -> None:
+            for scope in begun:
+                scope.cancel()
+
         try:
-            return future.result()
+            return self._portal.start_task_soon(calling).result()
         except BaseException:
-            future.cancel()
-            ended.wait()
+            if not ended.is_set():
+                self._portal.call(cancel)  # after the task has begun, if it was to begin
+            ended.wait(None if begun else 0)
             raise
 
     def refresh(  # type: ignore[override]

@@ -74,9 +74,8 @@ async def leave(one: Entered, error: BaseException | None) -> None:
 async def _end_async(generator: AsyncGenerator[Any, Any], error: BaseException | None) -> None:
     try:
         await (anext(generator) if error is None else generator.athrow(error))
-    except StopAsyncIteration as stop:
-        if stop is not error:
-            return  # it is through; what it has swallowed is raised to the caller all the same
+    except StopAsyncIteration:
+        return  # it is through; what it has swallowed is raised to the caller all the same
     except BaseException as raised:
         if not _is_the_same(raised, error):
             raise
@@ -92,9 +91,8 @@ def end(generator: Generator[Any, Any, Any], error: BaseException | None) -> Non
             next(generator)
         else:
             generator.throw(error)
-    except StopIteration as stop:
-        if stop is not error:
-            return
+    except StopIteration:
+        return
     except BaseException as raised:
         if not _is_the_same(raised, error):
             raise

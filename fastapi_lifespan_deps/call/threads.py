@@ -31,7 +31,7 @@ class Owner:
         self._asked: deque[tuple[Callable[[], Awaitable[Any]], Future[Any]]] = deque()
         self._entered: list[Entered] = []
         self._is_over = False
-        self._wake: Event | None = None
+        self._wake: Event
         call_soon(run.loop, self._start)
 
     def _start(self) -> None:
@@ -68,24 +68,19 @@ class Owner:
         return answer.result()
 
     def _notify(self) -> None:
-        if self._wake is not None:
-            self._wake.set()
+        self._wake.set()
 
     async def _serve(self) -> None:
         with CancelScope(shield=True):
-            while True:
-                assert self._wake is not None
+            while not self._is_over:
+                await self._wake.wait()
+                self._wake = Event()
                 while self._asked:
                     function, answer = self._asked.popleft()
                     try:
                         answer.set_result(await function())
                     except BaseException as error:
                         answer.set_exception(error)
-                if self._is_over:
-                    break
-                self._wake = Event()
-                if not (self._asked or self._is_over):
-                    await self._wake.wait()
             for one in in_order(self._entered):
                 try:
                     await leave(one, None)

@@ -226,12 +226,12 @@ class Sources:
 
     def __init__(self) -> None:
         self._sources: list[Source] = []
-        self._others: list[LifecycleFunction] = []
+        self._others: list[Source] = []
 
     def __iter__(self) -> Iterator[Source]:
         return iter(self._sources)
 
-    def update(self, sources: Iterable[Source], others: Iterable[LifecycleFunction]) -> bool:
+    def update(self, sources: Iterable[Source], others: Iterable[Source]) -> bool:
         """Take these for what there was, and keep the others. Return whether anything is new."""
         known = {id(source.target) for source in self._sources}
         self._others += others

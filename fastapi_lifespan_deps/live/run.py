@@ -13,7 +13,7 @@ from starlette.types import Scope
 
 from fastapi_lifespan_deps._compat import overrides_provider_of
 from fastapi_lifespan_deps.absence import unknown_place
-from fastapi_lifespan_deps.declare.collect import LifecycleFunction, Route, Source, Sources
+from fastapi_lifespan_deps.declare.collect import Route, Source, Sources
 from fastapi_lifespan_deps.declare.doubts import doubts
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY, Key, Marker
 from fastapi_lifespan_deps.declare.plan import OverridesProvider
@@ -91,7 +91,7 @@ class Run:
     async def start(
         self,
         sources: Iterable[Source],
-        others: Iterable[LifecycleFunction] = (),
+        others: Iterable[Source] = (),
     ) -> None:
         """Start what these declare and does not run yet; `others` are remembered.
 

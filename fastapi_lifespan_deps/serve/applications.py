@@ -1,7 +1,7 @@
 """`LifespanFastAPI`, and the same for an application that exists already."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Concatenate, TypeVar, Unpack
 
@@ -35,6 +35,9 @@ class LifespanFastAPI(FastAPI):
             to a lifespan dependency: a plain function, called in the event loop of the
             application, once for each event, in order. It must not block. What it raises is
             logged, and harms nothing.
+        handlers: functions that the application itself calls outside of requests, such as a
+            consumer that its `lifespan` starts. What they declare is started; they are called by
+            `await app.lifespan_container.call(function, ...)`.
         **options: FastAPI's other arguments.
 
     Example:
@@ -55,11 +58,15 @@ class LifespanFastAPI(FastAPI):
         lifespan: Callable[Concatenate[Any, ...], AbstractAsyncContextManager[Any]] | None = None,
         lifespan_start: LifespanStart | None = None,
         on_lifespan_event: Callable[[LifespanEvent], object] | None = None,
+        handlers: Sequence[Callable[..., Any]] | None = None,
         **options: Unpack[FastAPIOptions],
     ) -> None:
         super().__init__(lifespan=lifespan, **options)
         enable_lifespan_scope(
-            self, lifespan_start=lifespan_start, on_lifespan_event=on_lifespan_event
+            self,
+            lifespan_start=lifespan_start,
+            on_lifespan_event=on_lifespan_event,
+            handlers=handlers,
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -98,12 +105,13 @@ def enable_lifespan_scope(
     *,
     lifespan_start: LifespanStart | None = None,
     on_lifespan_event: Callable[[LifespanEvent], object] | None = None,
+    handlers: Sequence[Callable[..., Any]] | None = None,
 ) -> App:
     """Give an application whose class is fixed what a `LifespanFastAPI` has.
 
     Call it before the application starts; where it stands among the routes makes no difference.
-    A second call changes nothing but `lifespan_start` and `on_lifespan_event`, if they are given
-    (see `LifespanFastAPI`): the new listener takes the place of the old one.
+    A second call changes nothing but `lifespan_start`, `on_lifespan_event` and `handlers`, if they
+    are given (see `LifespanFastAPI`): the new ones take the place of the old ones.
     Returns the application itself. Its running container is `app.router.lifespan_container`.
 
     Example:
@@ -111,7 +119,7 @@ def enable_lifespan_scope(
         app = enable_lifespan_scope(create_app())
         ```
     """
-    LifespanRouter.adopt(app.router, app, lifespan_start, on_lifespan_event)
+    LifespanRouter.adopt(app.router, app, lifespan_start, on_lifespan_event, handlers)
     return app
 
 

@@ -18,6 +18,7 @@ import anyio
 from fastapi import APIRouter
 
 from fastapi_lifespan_deps._compat import hooked_router, is_async_callable
+from fastapi_lifespan_deps.call.order import Handler
 from fastapi_lifespan_deps.call.view import open_calls
 from fastapi_lifespan_deps.declare.collect import (
     LifecycleFunction,
@@ -48,6 +49,7 @@ class Host:
     runs: Runs
     start: LifespanStart = "sequential"
     listeners: tuple[Listener, ...] = ()
+    handlers: tuple[Handler, ...] = ()
     parts: list[Any] = field(default_factory=list)
     """Of the merged lifespan: the user's lifespan functions, and FastAPI's default ones."""
 
@@ -193,7 +195,9 @@ class Lifecycle:
     async def start(self, others: Iterable[Any] = (), *, is_last: bool = False) -> None:
         """Start what the application declares, and what these other parts of a lifespan do."""
         if self._run is not None:
-            functions = [self._function(part, passed=1) for part in _functions(others)]
+            functions: list[Source] = [
+                self._function(part, passed=1) for part in _functions(others)
+            ]
             if self._outer is not None:
                 functions += self._own()
             sources = (self._outer or self)._sources(is_last=is_last)
@@ -338,8 +342,8 @@ class Lifecycle:
                 yield source
         yield from self._own()
 
-    def _own(self) -> Iterator[LifecycleFunction]:
-        """The application's hooks and lifespan functions."""
+    def _own(self) -> Iterator[Source]:
+        """The application's hooks, lifespan functions, and what it calls by itself."""
         for kind in (STARTUP, SHUTDOWN):
             hooks: list[Hook] = []
             for hook in self._registered(kind):
@@ -348,6 +352,7 @@ class Lifecycle:
                     yield self._function(hook)
         for part in _functions(self.host.parts):
             yield self._function(part, passed=1)
+        yield from self.host.handlers
 
 
 # The lifecycle whose lifespan functions are being entered: one of them may be a wrapper around what

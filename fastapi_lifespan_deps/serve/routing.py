@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from threading import get_ident
 from typing import Any, get_args
 
@@ -10,6 +10,8 @@ from fastapi import APIRouter, FastAPI, params
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_lifespan_deps._compat import called_by, lifespan_parts
+from fastapi_lifespan_deps.call.inject import original_of
+from fastapi_lifespan_deps.call.order import Handler, check
 from fastapi_lifespan_deps.call.view import View
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY
 from fastapi_lifespan_deps.events import Listener, check_listener
@@ -50,6 +52,7 @@ class LifespanRouter(APIRouter):
         application: FastAPI,
         start: LifespanStart | None = None,
         listener: Listener | None = None,
+        handlers: Sequence[Callable[..., Any]] | None = None,
         *,
         former: APIRouter | None = None,
     ) -> None:
@@ -76,9 +79,18 @@ class LifespanRouter(APIRouter):
             router.lifespan_context = context
         host = router._host
         if isinstance(former, cls):
-            host.start, host.listeners = former._host.start, former._host.listeners
+            before = former._host
+            host.start, host.listeners, host.handlers = (
+                before.start,
+                before.listeners,
+                before.handlers,
+            )
         host.start = start or host.start
         host.listeners = host.listeners if listener is None else (listener,)
+        if handlers is not None:
+            for handler in handlers:
+                check(original_of(handler), application, application.dependency_overrides)
+            host.handlers = tuple(Handler(original_of(one), application) for one in handlers)
 
     # `include_router` reads the lifespan, merges another one into it, and assigns the result;
     # user code does the same by hand. Whatever is assigned becomes a part of one `Lifespan`.
