@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 from anyio import CancelScope, to_thread
 
-from fastapi_lifespan_deps._compat import Kind, kind_of
+from fastapi_lifespan_deps._compat import Kind
 from fastapi_lifespan_deps.declare.plan import OverridesProvider
 from fastapi_lifespan_deps.events import logger
 from fastapi_lifespan_deps.exceptions import LifespanDependencyError, LifespanNotRunning, name_of
@@ -18,7 +18,7 @@ from fastapi_lifespan_deps.live.run import Run
 from fastapi_lifespan_deps.live.tasks import call_soon, current_loop
 
 from .leaving import Entered, Failures, enter, in_order, leave
-from .order import Order, Place, bound_arguments, injected_names, order_of
+from .order import Arguments, Order, bound_arguments, injected_names, order_of
 
 # How long, in seconds, running calls may go on when their container is left.
 GRACE = 10.0
@@ -110,7 +110,11 @@ class Calls:
         """Pin a call, as its outer one is, or to the values that are current."""
         run = self._run
         if outer is None or outer.has_asked:
-            await run.overrides.apply()
+            overrides = run.overrides
+            if (
+                run.overrides_provider.dependency_overrides or overrides.must_compare
+            ) and overrides.have_changed():
+                await overrides.apply()
             generation = run.current
             order = self.order(generation, overrides_provider, function, explicit)
             pin = Pin.of(order.holder, generation, run)
@@ -133,14 +137,14 @@ class Calls:
 
         `invoke` is how, if not so.
         """
-        invoke = invoke or invoking(function)
         self._run.live.supervisor.tasks.check_loop()
         self.check_open()
         outer = at.pin or pinned_here(self._run.live)
         order, pin = await self.pin(outer, at.overrides_provider, function, kwargs)
-        inner = at._replace(pin=pin)
+        inner = Standing(at.run, at.overrides_provider, pin)
         token = under.set(inner)
         try:
+            invoke = invoke or invoking(function, order.kind)
             with CancelScope() as scope:
                 self.begin(pin, scope)
                 try:
@@ -162,9 +166,18 @@ class Calls:
         function: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> "Slots":
-        container = self._container(at) if order.takes_container else None
-        return Slots(order, at, container, function, args, kwargs)
+    ) -> list[Any]:
+        """What parameters are filled from; what is entered will be added."""
+        assert at.pin is not None
+        value, provider = at.pin.generation.value, at.overrides_provider
+        # looked up before anything is entered
+        slots = [value(provider, key) for key in order.keys]
+        if order.given:
+            bound = bound_arguments(function, args, kwargs)
+            slots += [bound[name] for name in order.given]
+        if order.takes_container:
+            slots.append(self._container(at))
+        return slots
 
     async def _called(
         self,
@@ -177,7 +190,7 @@ class Calls:
     ) -> Any:
         slots = self.slots(order, at, function, args, kwargs)
         if not order.entries:
-            return await invoke(args, {**slots.arguments(order.arguments), **kwargs})
+            return await invoke(args, {**taken(order.arguments, slots), **kwargs})
         entered: list[Entered] = []
         failures, result = Failures(), None
         # Opened before the first is entered, and closed after the last was left: they may open
@@ -185,8 +198,8 @@ class Calls:
         with CancelScope() as scope:
             try:
                 for entry in order.entries:
-                    slots.add(await enter(entry, slots.arguments(entry.arguments), entered))
-                result = await invoke(args, {**slots.arguments(order.arguments), **kwargs})
+                    slots.append(await enter(entry, taken(entry.arguments, slots), entered))
+                result = await invoke(args, {**taken(order.arguments, slots), **kwargs})
             except BaseException as error:
                 failures.own = error
             scope.shield = True
@@ -204,50 +217,15 @@ class Calls:
         return result
 
 
-class Slots:
-    """What the parameters of a call are filled from."""
-
-    def __init__(
-        self,
-        order: Order,
-        at: Standing,
-        container: Any,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
-        assert at.pin is not None
-        value, provider = at.pin.generation.value, at.overrides_provider
-        # Looked up before anything is entered.
-        self._values = [value(provider, key) for key in order.keys]
-        self._given: list[Any] = []
-        if order.given:
-            bound = bound_arguments(function, args, kwargs)
-            self._given = [bound[name] for name in order.given]
-        self._container = container
-        self._entries: list[Any] = []
-
-    def add(self, value: Any) -> None:
-        self._entries.append(value)
-
-    def arguments(self, places: tuple[tuple[str, Place], ...]) -> dict[str, Any]:
-        return {name: self._at(place) for name, place in places}
-
-    def _at(self, place: Place) -> Any:
-        kind, index = place
-        if kind == "value":
-            return self._values[index]
-        if kind == "entry":
-            return self._entries[index]
-        return self._given[index] if kind == "given" else self._container
-
-
 Invoke = Callable[[tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
 
 
-def invoking(function: Callable[..., Any]) -> Invoke:
+def taken(arguments: Arguments, slots: list[Any]) -> dict[str, Any]:
+    return {name: slots[index] for name, index in arguments}
+
+
+def invoking(function: Callable[..., Any], kind: Kind) -> Invoke:
     """How a function is called once; a stream is refused."""
-    kind = kind_of(function)
     if kind is Kind.COROUTINE:
         return lambda args, kwargs: function(*args, **kwargs)
     if kind is Kind.FUNCTION:

@@ -110,6 +110,8 @@ def _is_the_same(raised: BaseException, error: BaseException | None) -> bool:
 def in_order(entered: list[Entered]) -> list[Entered]:
     """These, as they are to be left: what has scope="function" first, each in reverse."""
     left = entered[::-1]
+    if len(left) < 2:
+        return left
     return [
         *(one for one in left if one.entry.is_early),
         *(o for o in left if not o.entry.is_early),
@@ -134,6 +136,8 @@ class Failures:
 
     def result(self) -> BaseException | None:
         """What to raise to the caller: the function's own error, with the others as notes."""
+        if not self._others:
+            return self.own
         return combined(
             self.own, self._others, is_serving=False, heading="Then, in a dependency of the call:"
         )

@@ -32,6 +32,8 @@ from fastapi_lifespan_deps.exceptions import (
 # Where the value of a parameter comes from: what lives, the caller's arguments, the container, or
 # a dependency that is entered before; and which of these.
 Place = tuple[Literal["value", "given", "container", "entry"], int]
+# The same for a call, which has all of these in one list: parameters, and places in the list.
+Arguments = tuple[tuple[str, int], ...]
 
 
 class Entry(NamedTuple):
@@ -40,7 +42,7 @@ class Entry(NamedTuple):
     call: Callable[..., Any]
     kind: Kind
     is_early: bool  # scope="function": it is left before the others
-    arguments: tuple[tuple[str, Place], ...]
+    arguments: Arguments
 
 
 class CallHolder(Injection):
@@ -56,9 +58,10 @@ class Order:
     keys: tuple[Key, ...]  # of the values that live longer
     given: tuple[str, ...]  # the arguments of the caller that dependencies take, too
     entries: tuple[Entry, ...]
-    arguments: tuple[tuple[str, Place], ...]  # of the function itself
+    arguments: Arguments  # of the function itself
     takes_container: bool
     holder: CallHolder
+    kind: Kind  # of the function
 
 
 class Named:
@@ -133,9 +136,9 @@ class Walk:
         self.declarations: list[Declaration] = []
         self._keys: dict[Key, int] = {}
         self._given: dict[str, int] = {}
-        self._entries: list[Entry] = []
+        self._entries: list[tuple[Callable[..., Any], bool, list[tuple[str, Place]]]] = []
         self._known: dict[Any, int] = {}  # what is entered once for all that share it
-        self._arguments: tuple[tuple[str, Place], ...] = ()
+        self._arguments: list[tuple[str, Place]] = []
 
     def read(self, function: Callable[..., Any], explicit: frozenset[str]) -> None:
         top = Step(name_step(function), function, "is called")
@@ -147,20 +150,32 @@ class Walk:
                 found.append((parameter.name, self._depends(function, parameter, (top,))))
             elif parameter.marker is not None:
                 raise _of_a_request(function, parameter, (top,))
-        self._arguments = tuple(found)
+        self._arguments = found
 
     def order(self, function: Callable[..., Any]) -> Order:
         """What was read, for the calls of the function."""
         takes_container = any(one.key is None for one in self.declarations)
         held = tuple((None, key) for key in self._keys)
+        entries = (
+            Entry(call, kind_of(call), is_early, self._numbered(arguments))
+            for call, is_early, arguments in self._entries
+        )
         return Order(
             tuple(self._keys),
             tuple(self._given),
-            tuple(self._entries),
-            self._arguments,
+            tuple(entries),
+            self._numbered(self._arguments),
             takes_container,
             CallHolder(self._overrides_provider, held, Named(function), takes_container),
+            kind_of(function),
         )
+
+    def _numbered(self, arguments: list[tuple[str, Place]]) -> Arguments:
+        container = len(self._keys) + len(self._given)
+        first = {"value": 0, "given": len(self._keys), "container": container}
+        takes_container = any(one.key is None for one in self.declarations)
+        first["entry"] = container + takes_container
+        return tuple((name, first[kind] + index) for name, (kind, index) in arguments)
 
     def _depends(self, owner: Any, parameter: Parameter, path: Sequence[Step]) -> Place:
         depends = parameter.marker
@@ -192,7 +207,7 @@ class Walk:
             place = self._argument(call, parameter, path)
             if place is not None:
                 arguments.append((parameter.name, place))
-        self._entries.append(Entry(call, kind_of(call), scope == "function", tuple(arguments)))
+        self._entries.append((call, scope == "function", arguments))
         return len(self._entries) - 1
 
     def _argument(self, call: Any, parameter: Parameter, path: Sequence[Step]) -> Place | None:

@@ -15,7 +15,7 @@ from fastapi_lifespan_deps.live.generation import Pin
 from fastapi_lifespan_deps.live.run import Run
 from fastapi_lifespan_deps.live.tasks import call_soon
 
-from .calls import Calls, Slots, check_thread
+from .calls import Calls, check_thread, taken
 from .leaving import Entered, Failures, begin, end, enter, in_order, leave
 from .order import Entry, Order
 
@@ -130,7 +130,7 @@ def steps(
         try:
             slots = calls.slots(order, inner, function, args, kwargs)
             if not order.entries:
-                return (yield from body(args, {**slots.arguments(order.arguments), **kwargs}))
+                return (yield from body(args, {**taken(order.arguments, slots), **kwargs}))
             return (yield from _called(run, order, slots, body, args, kwargs))
         finally:
             calls.finish(pin)
@@ -163,7 +163,7 @@ def _pinned(
 def _called(
     run: Run,
     order: Order,
-    slots: Slots,
+    slots: list[Any],
     body: Steps,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -173,8 +173,8 @@ def _called(
     try:
         try:
             for entry in order.entries:
-                slots.add(stay.enter(entry, slots.arguments(entry.arguments)))
-            result = yield from body(args, {**slots.arguments(order.arguments), **kwargs})
+                slots.append(stay.enter(entry, taken(entry.arguments, slots)))
+            result = yield from body(args, {**taken(order.arguments, slots), **kwargs})
         except GeneratorExit:  # nobody wants more of it, which is no error
             pass
         except BaseException as error:
