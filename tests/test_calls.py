@@ -767,6 +767,8 @@ async def test_a_package_injects_without_knowing_the_container() -> None:
     with pytest.raises(LifespanNotRunning, match="helper` was called under none"):
         await helper()
     async with LifespanContainer(handlers=[function]) as view:
+        assert current_container()[get_engine] is view[get_engine]
+        assert await helper() == "engineengine"
         assert await view.call(function) == "engineengine"
         injected = view.inject(function)
         assert await injected() == "engineengine"

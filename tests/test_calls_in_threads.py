@@ -129,6 +129,7 @@ def test_a_synchronous_call_runs_in_the_thread_and_context_of_its_caller() -> No
         assert running.call(handle, "b") == "b unit of session of engine 4"
         assert in_thread(handle, "c") == "c unit of session of engine 4"
         assert running[get_engine] is running.call(peek) is peek() is in_thread(peek)
+        assert current_container()[get_engine] is running[get_engine]
     assert log[-1] == "engine down"
 
 

@@ -1,7 +1,12 @@
 """The container by itself: what is started without an application, and called with it."""
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from datetime import timedelta
 from functools import partial
 from threading import Event
@@ -218,6 +223,7 @@ class LifespanContainer(View):
         )
         open_calls(run)
         self._here = at = Standing(run, provider)
+        token = under.set(at)
         failure: BaseException | None = None
         try:
             async with Leaving(run, lambda: [run.calls.close, run.live.close]):
@@ -232,6 +238,8 @@ class LifespanContainer(View):
             raise
         finally:
             self._here = None
+            with suppress(ValueError):  # it may be left in another task
+                under.reset(token)
             run.end(failure)
             del failure  # see `Supervisor.close`
 
@@ -252,7 +260,11 @@ class LifespanContainer(View):
             start_blocking_portal("asyncio", name="lifespan container") as portal,
             portal.wrap_async_context_manager(self.running(only=only)) as view,
         ):
-            yield SyncView(view._standing, portal)
+            token = under.set(view._standing)
+            try:
+                yield SyncView(view._standing, portal)
+            finally:
+                under.reset(token)
 
     def run(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Start what a function needs, and nothing else; call it, stop, and give its result.
