@@ -332,9 +332,16 @@ def test_calls_in_threads_that_take_too_long_are_waited_for(
         assert waiting.result(PATIENCE) is True
 
 
+def interrupt() -> None:
+    """What Ctrl-C does."""
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signal.SIGINT)
+
+
 def test_an_interrupted_call_is_left_before_that_is_raised() -> None:
     async def wait(session: Annotated[str, Stock(get_session)]) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        interrupt()
         await anyio.sleep_forever()
 
     with LifespanContainer(handlers=[wait]).sync() as running:
@@ -348,7 +355,7 @@ def test_an_interrupt_while_a_dependency_is_entered_leaves_it_too() -> None:
     entered = threading.Event()
 
     async def slow() -> AsyncIterator[None]:
-        os.kill(os.getpid(), signal.SIGINT)
+        interrupt()
         await anyio.to_thread.run_sync(entered.wait, PATIENCE)
         yield
         log.append("left")
@@ -368,7 +375,7 @@ def test_what_an_interrupted_call_cannot_leave_is_logged(caplog: pytest.LogCaptu
     entered = threading.Event()
 
     async def slow() -> AsyncIterator[None]:
-        os.kill(os.getpid(), signal.SIGINT)
+        interrupt()
         await anyio.to_thread.run_sync(entered.wait, PATIENCE)
         yield
         raise ZeroDivisionError

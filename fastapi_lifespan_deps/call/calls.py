@@ -34,7 +34,7 @@ class Calls:
         self._run = run
         self._container = container
         self._lock = threading.Lock()
-        self._running: dict[Pin, CancelScope | None] = {}  # None: in a thread, which goes on
+        self._running: dict[object, CancelScope | None] = {}  # None: in a thread, which goes on
         self._is_closing = False
         self._idle = anyio.Event()
 
@@ -50,12 +50,12 @@ class Calls:
         if self._is_closing:
             raise LifespanNotRunning("it is being left", "Call before the end of its block.")
 
-    def begin(self, pin: Pin, scope: CancelScope | None) -> None:
+    def begin(self, pin: object, scope: CancelScope | None) -> None:
         with self._lock:
             self.check_open()
             self._running[pin] = scope
 
-    def finish(self, pin: Pin) -> None:
+    def finish(self, pin: object) -> None:
         with self._lock:
             del self._running[pin]
             is_last = self._is_closing and not self._running

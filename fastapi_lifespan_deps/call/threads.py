@@ -28,6 +28,7 @@ class Owner:
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        run.calls.begin(self, None)
         self._asked: deque[tuple[Callable[[], Awaitable[Any]], Future[Any]]] = deque()
         self._entered: list[Entered] = []
         self._is_over = False
@@ -70,7 +71,16 @@ class Owner:
     def _notify(self) -> None:
         self._wake.set()
 
+    def __str__(self) -> str:
+        return "a dependency of a synchronous call"
+
     async def _serve(self) -> None:
+        try:
+            await self._answer()
+        finally:
+            self._run.calls.finish(self)
+
+    async def _answer(self) -> None:
         with CancelScope(shield=True):
             while not self._is_over:
                 await self._wake.wait()

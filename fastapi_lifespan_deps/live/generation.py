@@ -307,7 +307,7 @@ class Generation(dict[Injection, Callable[..., Any]]):
         return frozenset(found)
 
 
-def labels(pins: Iterable[Pin]) -> str:
+def labels(pins: Iterable[object]) -> str:
     """The routes of requests, and what else holds values, for a person to read."""
     counted = Counter(map(str, pins))
     return ", ".join(
