@@ -565,6 +565,71 @@ def test_debug_log(caplog: pytest.LogCaptureFixture) -> None:
     assert logged == [f"{step} `get_pool`" for step in steps]
 
 
+# Outside requests
+
+
+async def test_outside_requests(anyio_backend: str) -> None:
+    example = load("outside_requests")
+    messages = [example.Message(1, "acme"), example.Message(2, "other")]
+    for _ in range(2):
+        example.log.clear()
+        assert await example.main(messages) == [
+            "user 1 of postgresql://localhost/shop, for acme",
+            "user 2 of postgresql://localhost/shop, for other",
+        ]
+        assert example.log == ["begin", "commit", "begin", "commit"]
+    with pytest.raises(LifespanNotRunning):
+        await example.handle(messages[0])
+
+
+async def test_an_error_reaches_the_transaction(anyio_backend: str) -> None:
+    example = load("outside_requests")
+    async with example.container as running:
+        await running[load_pool(example)].close()
+        with pytest.raises(RuntimeError, match="the pool is closed"):
+            await example.handle(example.Message(1, "acme"))
+    assert example.log == ["begin", "roll back"]
+
+
+async def test_outside_requests_call(anyio_backend: str) -> None:
+    url = "postgresql://localhost/shop"
+    example = load("outside_requests_call")
+    assert await example.main() == [f"user 1 of {url}", url, f"user 2 of {url}"]
+
+
+async def test_outside_requests_tests(anyio_backend: str) -> None:
+    await load("outside_requests_tests").test_handle()
+
+
+def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    example = load("commands")
+    user = "user {} of postgresql://localhost/shop"
+    example.container.run(example.print_user, 1)
+    example.print_users([2, 3])
+    lines = [user.format(1), "postgresql://localhost/shop", user.format(2), user.format(3)]
+    assert capsys.readouterr().out.splitlines() == lines
+    example.show_user(4)
+    assert capsys.readouterr().out.splitlines() == [user.format(4)]
+    assert str(inspect.signature(example.show_user)) == "(user_id: int) -> None"
+
+
+async def test_consumer(anyio_backend: str) -> None:
+    example = load("consumer")
+    async with running(example.app) as client:
+        assert (await client.get("/database")).json() == "postgresql://localhost/shop"
+        with anyio.fail_after(5):
+            await anyio.wait_all_tasks_blocked()
+        assert example.handled == [f"user {n} of postgresql://localhost/shop" for n in (1, 2)]
+
+
+async def test_injected_package(anyio_backend: str) -> None:
+    example = load("injected_package")
+    url = "postgresql://localhost/shop"
+    assert await example.main() == [f"user 1 of {url}", url]
+    with pytest.raises(LifespanNotRunning):
+        await example.greet(1)
+
+
 # The how-to guides
 
 
