@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -1047,3 +1048,84 @@ async def test_a_synchronous_dependency_keeps_its_context_from_end_to_end() -> N
     async with LifespanContainer() as view:
         assert await view.call(function) == ""
     assert log == ["reset"]
+
+
+# Arguments
+
+
+async def test_positional_arguments_are_those_of_the_visible_signature() -> None:
+    container = LifespanContainer()
+
+    @container.inject
+    async def first(engine: EngineDep, text: str, number: int = 2) -> str:
+        return f"{engine.name} {text} {number}"
+
+    @container.inject
+    async def between(text: str, engine: EngineDep, number: int = 2, *rest: int) -> str:
+        return f"{engine.name} {text} {number} {rest}"
+
+    @container.inject
+    async def by_position(text: str, engine: EngineDep, /, number: int = 2, **more: int) -> str:
+        return f"{engine.name} {text} {number} {more}"
+
+    @container.inject
+    async def last(text: str, engine: EngineDep, session: SessionDep) -> str:
+        return f"{text} {engine.name} {session}"
+
+    async with container:
+        assert await first("a") == "engine a 2"
+        assert await first("a", 3) == "engine a 3"
+        assert await first(text="a", engine=Engine("mine")) == "mine a 2"
+        assert await between("a", 3, 4, 5) == "engine a 3 (4, 5)"
+        assert await by_position("a", 3, four=4) == "engine a 3 {'four': 4}"
+        assert await last("a") == "a engine session of engine"
+        for call in (first, between):
+            with pytest.raises(TypeError, match="text"):
+                await call()
+        with pytest.raises(TypeError):
+            await first("a", 1, 2)
+
+
+async def test_what_nobody_has_any_more_is_not_declared_any_more() -> None:
+    container = LifespanContainer()
+
+    def make() -> None:
+        @container.inject
+        async def function(engine: EngineDep) -> None: ...
+
+    for _ in range(3):
+        make()
+    gc.collect()
+    async with container:
+        assert log == []
+    container.inject(get_name)
+    assert len(container._functions) == 1
+
+
+async def test_for_app_checks_under_the_overrides_of_the_application() -> None:
+    async def report(user: Annotated[None, Stock(get_user)]) -> str:
+        return "reported"
+
+    app = LifespanFastAPI()
+    with pytest.raises(DependencyScopeError):
+        LifespanContainer.for_app(app, handlers=[report])
+    app.dependency_overrides[get_user] = lambda: None
+    async with LifespanContainer.for_app(
+        app, handlers=[report], lifespan_start="concurrent", on_lifespan_event=lambda event: None
+    ) as view:
+        assert await view.call(report) == "reported"
+
+
+async def test_a_package_finds_the_container_of_a_request() -> None:
+    @inject
+    async def helper(engine: EngineDep) -> str:
+        return engine.name
+
+    app = LifespanFastAPI()
+
+    @app.get("/")
+    async def read(engine: EngineDep) -> list[Any]:
+        return [current_container()[get_engine] is engine, await helper()]
+
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        assert (await client.get("/")).json() == [True, "engine"]

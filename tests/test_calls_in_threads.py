@@ -371,6 +371,32 @@ def test_an_interrupt_while_a_dependency_is_entered_leaves_it_too() -> None:
     assert log == ["left"]
 
 
+def test_leaving_waits_for_what_an_interrupted_call_has_left_behind(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("fastapi_lifespan_deps.call.calls.GRACE", 0.001)
+    entered = threading.Event()
+
+    async def slow(engine: EngineDep) -> AsyncIterator[None]:
+        interrupt()
+        await anyio.to_thread.run_sync(entered.wait, PATIENCE)
+        yield
+        assert engine.is_alive
+        log.append("left")
+
+    @inject
+    def function(nothing: Annotated[None, Stock(slow)]) -> None:
+        raise AssertionError
+
+    told = "cancelled, for their container is left: a dependency of a synchronous call"
+    with ThreadPoolExecutor(1) as threads:
+        with LifespanContainer(handlers=[function]).sync() as running:
+            with pytest.raises(KeyboardInterrupt):
+                running.call(function)
+            threads.submit(until, lambda: told in caplog.text, entered.set)
+    assert log == ["engine up", "left", "engine down"]
+
+
 def test_what_an_interrupted_call_cannot_leave_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     entered = threading.Event()
 
@@ -419,8 +445,7 @@ def test_a_command_shows_only_what_is_left_to_give() -> None:
         return f"{name} {session} {size}"
 
     assert str(inspect.signature(load)) == "(name: str, size: int = 3) -> str"
-    command: Callable[..., str] = load  # type: ignore[assignment]  # it blocks
-    assert command("a", size=4) == "a session of engine 4"
+    assert load("a", size=4) == "a session of engine 4"
     assert log[-1] == "engine down"
 
     with pytest.raises(DependencyScopeError):
@@ -545,3 +570,20 @@ def test_a_synchronous_stream_that_fails_is_left() -> None:
     with container.sync(), pytest.raises(ZeroDivisionError):
         list(fails())
     assert "session sees ZeroDivisionError" in log
+
+
+def test_injected_methods_keep_their_owner() -> None:
+    class Service:
+        name = "service"
+
+        @container.inject
+        def greet(self, engine: EngineDep, text: str = "hello") -> str:
+            return f"{text} {self.name} {engine.name}"
+
+    service = Service()
+    with container.sync() as running:
+        assert running.call(service.greet, "bye") == "bye service engine"
+        assert service.greet(text="hi") == "hi service engine"
+    assert container.run(service.greet) == "hello service engine"
+    with LifespanContainer(handlers=[service.greet]).sync() as running:
+        assert running[get_engine].name == "engine"

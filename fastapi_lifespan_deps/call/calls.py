@@ -18,7 +18,7 @@ from fastapi_lifespan_deps.live.run import Run
 from fastapi_lifespan_deps.live.tasks import call_soon, current_loop
 
 from .leaving import Entered, Failures, enter, in_order, leave
-from .order import Arguments, Order, bound_arguments, injected_names, order_of
+from .order import Arguments, Order, bound_arguments, injected_names, order_of, rebound
 
 # How long, in seconds, running calls may go on when their container is left.
 GRACE = 10.0
@@ -190,7 +190,7 @@ class Calls:
     ) -> Any:
         slots = self.slots(order, at, function, args, kwargs)
         if not order.entries:
-            return await invoke(args, {**taken(order.arguments, slots), **kwargs})
+            return await invoke(*filled(order, slots, function, args, kwargs))
         entered: list[Entered] = []
         failures, result = Failures(), None
         # Opened before the first is entered, and closed after the last was left: they may open
@@ -199,7 +199,7 @@ class Calls:
             try:
                 for entry in order.entries:
                     slots.append(await enter(entry, taken(entry.arguments, slots), entered))
-                result = await invoke(args, {**taken(order.arguments, slots), **kwargs})
+                result = await invoke(*filled(order, slots, function, args, kwargs))
             except BaseException as error:
                 failures.own = error
             scope.shield = True
@@ -222,6 +222,20 @@ Invoke = Callable[[tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
 
 def taken(arguments: Arguments, slots: list[Any]) -> dict[str, Any]:
     return {name: slots[index] for name, index in arguments}
+
+
+def filled(
+    order: Order,
+    slots: list[Any],
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of the function: the caller's, and what is injected."""
+    injected = taken(order.arguments, slots)
+    if order.rebinds:
+        return rebound(function, args, kwargs, injected)
+    return args, {**injected, **kwargs}
 
 
 def invoking(function: Callable[..., Any], kind: Kind) -> Invoke:

@@ -1,6 +1,6 @@
 """The container by itself: what is started without an application, and called with it."""
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
     asynccontextmanager,
@@ -11,7 +11,8 @@ from datetime import timedelta
 from functools import partial
 from threading import Event
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, get_args
+from typing import Any, Self, TypeVar, get_args, overload
+from weakref import ref
 
 from anyio import CancelScope
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -23,7 +24,7 @@ from fastapi_lifespan_deps.declare.params import Depends
 from fastapi_lifespan_deps.declare.plan import Overrides
 from fastapi_lifespan_deps.events import Listener, check_listener
 from fastapi_lifespan_deps.exceptions import LifespanNotRunning, name_of
-from fastapi_lifespan_deps.live.asking import Standing, under
+from fastapi_lifespan_deps.live.asking import Standing, standing_here, under
 from fastapi_lifespan_deps.live.refresh import Draining, Policy
 from fastapi_lifespan_deps.live.run import Leaving, LifespanStart, Run
 
@@ -32,7 +33,6 @@ from .order import Handler, check
 from .threads import call_in_thread
 from .view import View, open_calls
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 
@@ -91,11 +91,13 @@ class LifespanContainer(View):
         self._application: FastAPI | None = None
         self._with_routes = False
         self._providers = [_declared(one) for one in providers]
-        self._functions: list[Callable[..., Any]] = []
+        self._handlers: list[Callable[..., Any]] = []  # which are kept
+        # What is declared, as long as somebody has the function.
+        self._functions: list[ref[Callable[..., Any]]] = []
         self._here: Standing | None = None
         self._entered: AbstractAsyncContextManager[View] | None = None
         for function in handlers:
-            self._collect(function)
+            self._keep(function)
 
     @classmethod
     def for_app(
@@ -104,6 +106,8 @@ class LifespanContainer(View):
         *providers: Any,
         handlers: Iterable[Callable[..., Any]] = (),
         routes: bool = True,
+        lifespan_start: LifespanStart | None = None,
+        on_lifespan_event: Listener | None = None,
     ) -> Self:
         """An application's lifespan dependencies, without serving.
 
@@ -114,6 +118,8 @@ class LifespanContainer(View):
             *providers: what is started besides.
             handlers: functions whose declarations count, too.
             routes: whether what its routes declare is started.
+            lifespan_start: see `LifespanFastAPI`.
+            on_lifespan_event: see `LifespanFastAPI`.
 
         Example:
             ```python
@@ -121,10 +127,14 @@ class LifespanContainer(View):
             container.run(clean_up)
             ```
         """
-        container = cls(*providers, handlers=handlers)
+        container = cls(
+            *providers, lifespan_start=lifespan_start, on_lifespan_event=on_lifespan_event
+        )
         container._application = app
         container._with_routes = routes
         container.dependency_overrides = app.dependency_overrides
+        for function in handlers:
+            container._keep(function)
         return container
 
     @property
@@ -168,8 +178,16 @@ class LifespanContainer(View):
         return wrapper
 
     def _collect(self, function: Callable[..., Any]) -> None:
-        check(original_of(function), self._overrides_provider, self.dependency_overrides)
-        self._functions.append(original_of(function))
+        original = original_of(function)
+        check(original, self._overrides_provider, self.dependency_overrides)
+        known = [one for one in self._functions if one() is not None]
+        self._functions = [*known, ref(original)]
+
+    def _keep(self, function: Callable[..., Any]) -> None:
+        """Collect what a function declares, to the end."""
+        original = original_of(function)
+        check(original, self._overrides_provider, self.dependency_overrides)
+        self._handlers.append(original)
 
     def _sources(self, only: Iterable[Callable[..., Any]] | None) -> Iterator[Source]:
         provider = self._overrides_provider
@@ -178,8 +196,10 @@ class LifespanContainer(View):
                 yield from collect_routes(self._application)
             for position, depends in enumerate(self._providers):
                 yield ListedDependency("the container", provider, depends, position)
-        for function in self._functions if only is None else only:
-            yield Handler(original_of(function), provider)
+        functions = [*self._handlers, *(one() for one in self._functions)]
+        for function in functions if only is None else only:
+            if function is not None:
+                yield Handler(original_of(function), provider)
 
     # Run
 
@@ -280,7 +300,11 @@ class LifespanContainer(View):
         with self.sync(only=[function]) as running:
             return running.call(function, *args, **kwargs)
 
-    def command(self, function: Callable[..., R]) -> Callable[..., R]:
+    @overload
+    def command(self, function: Callable[..., Coroutine[Any, Any, R]]) -> Callable[..., R]: ...
+    @overload
+    def command(self, function: Callable[..., R]) -> Callable[..., R]: ...
+    def command(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`run` as a decorator: for commands of typer or click, and for cron jobs.
 
         Example:
@@ -375,7 +399,7 @@ def inject(function: Callable[..., R]) -> Callable[..., R]:
     """
 
     def standing() -> Standing:
-        at = under.get(None)
+        at = standing_here()
         if at is None:
             raise LifespanNotRunning(
                 f"`{name_of(function)}` was called under none",

@@ -4,6 +4,7 @@ import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from types import MethodType
 from typing import Any
 
 from fastapi_lifespan_deps._compat import Kind, kind_of
@@ -57,6 +58,8 @@ def injecting(function: Callable[..., Any], standing: Callable[[], Standing]) ->
 def original_of(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function that was injected, or this one."""
     original: Callable[..., Any] = getattr(function, "__lifespan_function__", function)
+    if isinstance(function, MethodType) and original is not function:
+        return MethodType(original, function.__self__)
     return original
 
 

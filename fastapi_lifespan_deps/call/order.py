@@ -1,6 +1,7 @@
 """Order: what a function needs when it is called outside of a request, and in which order. Pure."""
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -62,6 +63,7 @@ class Order:
     takes_container: bool
     holder: CallHolder
     kind: Kind  # of the function
+    rebinds: bool  # positional arguments are not those of the function, but of what is visible
 
 
 class Named:
@@ -168,6 +170,7 @@ class Walk:
             takes_container,
             CallHolder(self._overrides_provider, held, Named(function), takes_container),
             kind_of(function),
+            _rebinds(function, dict(self._arguments)),
         )
 
     def _numbered(self, arguments: list[tuple[str, Place]]) -> Arguments:
@@ -252,6 +255,42 @@ def check(
         key = declaration.key
         if key is not None and key.provider not in overrides:
             validate(key.provider)
+
+
+def _rebinds(function: Callable[..., Any], injected: Mapping[str, object]) -> bool:
+    """Whether an injected parameter stands before one that is given by position."""
+    found = False
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name in injected:
+            found = found or parameter.kind is not parameter.KEYWORD_ONLY
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                return True
+        elif found and parameter.kind in POSITIONAL:
+            return True
+    return False
+
+
+POSITIONAL = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.VAR_POSITIONAL,
+)
+
+
+def rebound(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    injected: Mapping[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What the caller gave, by the visible signature, and what is injected: for the function."""
+    signature = inspect.signature(function)
+    visible = [one for name, one in signature.parameters.items() if name not in injected]
+    given = signature.replace(parameters=visible).bind(*args, **kwargs).arguments
+    values = {**injected, **given}
+    ordered = {name: values[name] for name in signature.parameters if name in values}
+    bound = inspect.BoundArguments(signature, OrderedDict(ordered))
+    return bound.args, bound.kwargs
 
 
 def bound_arguments(

@@ -15,7 +15,7 @@ from fastapi_lifespan_deps.live.generation import Pin
 from fastapi_lifespan_deps.live.run import Run
 from fastapi_lifespan_deps.live.tasks import call_soon
 
-from .calls import Calls, check_thread, taken
+from .calls import Calls, check_thread, filled, taken
 from .leaving import Entered, Failures, begin, end, enter, in_order, leave
 from .order import Entry, Order
 
@@ -140,8 +140,9 @@ def steps(
         try:
             slots = calls.slots(order, inner, function, args, kwargs)
             if not order.entries:
-                return (yield from body(args, {**taken(order.arguments, slots), **kwargs}))
-            return (yield from _called(run, order, slots, body, args, kwargs))
+                return (yield from body(*filled(order, slots, function, args, kwargs)))
+            fill = partial(filled, order, slots, function, args, kwargs)
+            return (yield from _called(run, order, slots, body, fill))
         finally:
             calls.finish(pin)
     finally:
@@ -175,8 +176,7 @@ def _called(
     order: Order,
     slots: list[Any],
     body: Steps,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    fill: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]],
 ) -> Generator[Any, None, Any]:
     stay = _Stay(run, order)
     result = None
@@ -184,7 +184,7 @@ def _called(
         try:
             for entry in order.entries:
                 slots.append(stay.enter(entry, taken(entry.arguments, slots)))
-            result = yield from body(args, {**taken(order.arguments, slots), **kwargs})
+            result = yield from body(*fill())
         except GeneratorExit:  # nobody wants more of it, which is no error
             pass
         except BaseException as error:

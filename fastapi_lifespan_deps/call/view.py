@@ -14,7 +14,7 @@ from fastapi_lifespan_deps._compat import overrides_provider_of
 from fastapi_lifespan_deps.absence import current_run, not_running
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY, Key, in_seconds
 from fastapi_lifespan_deps.exceptions import LifespanNotRunning
-from fastapi_lifespan_deps.live.asking import Standing, under
+from fastapi_lifespan_deps.live.asking import Standing, standing_here, under
 from fastapi_lifespan_deps.live.generation import Generation, Pin
 from fastapi_lifespan_deps.live.refresh import Draining, Policy
 from fastapi_lifespan_deps.live.run import Run
@@ -268,10 +268,10 @@ get_container.__lifespan_container__ = True  # type: ignore[attr-defined]  # rea
 
 
 def current_container() -> View:
-    """The container that the code runs under: that of the call, whose values it gives.
+    """The container that the code runs under: that of the call, or of the request.
 
-    Set by every call, also in the threads and the tasks that it starts; and while a container
-    starts, in what starts with it.
+    Known in every call, also in the threads (by anyio or asyncio) and the tasks that it starts; in
+    the task that serves a request; in the block of a container, and in what starts with it.
 
     Raises:
         LifespanNotRunning: nothing has called this code through a container.
@@ -282,7 +282,7 @@ def current_container() -> View:
             current_container()[get_log].write(text)
         ```
     """
-    at = under.get(None)
+    at = standing_here()
     if at is None:
         raise LifespanNotRunning(
             "the code runs under none",

@@ -39,6 +39,15 @@ class Standing(NamedTuple):
 under: ContextVar[Standing] = ContextVar("fastapi_lifespan_deps_under")
 
 
+def standing_here() -> Standing | None:
+    """Where the code stands, in a call or in the task that serves a request; None elsewhere."""
+    at = under.get(None)
+    if at is not None:
+        return at
+    pin = next(_serving_pins(), None)
+    return None if pin is None else Standing(pin.run, pin.run.overrides_provider, pin)
+
+
 def pinned_here(live: LiveValues) -> Pin | None:
     """The pin of the call, or of the request, in whose code we are, if it goes on."""
     at = under.get(None)
