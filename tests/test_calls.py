@@ -4,6 +4,7 @@ import asyncio
 import functools
 import gc
 import inspect
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
@@ -25,6 +26,7 @@ from fastapi_lifespan_deps import (
     LifespanDependencyError,
     LifespanFastAPI,
     LifespanNotRunning,
+    RefreshError,
     UnavailableLifespanDependency,
     View,
     current_container,
@@ -33,6 +35,7 @@ from fastapi_lifespan_deps import (
     inject,
     lifespan_container,
 )
+from fastapi_lifespan_deps.call.leaving import in_thread
 from fastapi_lifespan_deps.call.streams import Stream
 from tests.clients import client_of, settle
 
@@ -1129,3 +1132,183 @@ async def test_a_package_finds_the_container_of_a_request() -> None:
 
     async with app.router.lifespan_context(app), client_of(app) as client:
         assert (await client.get("/")).json() == [True, "engine"]
+
+
+# Cancellation, and what a dependency cancels itself
+
+
+async def limited() -> AsyncIterator[None]:
+    with anyio.fail_after(0.01):
+        yield
+
+
+async def cut_off() -> AsyncIterator[None]:
+    with anyio.move_on_after(0.01):
+        yield
+
+
+async def failing_child() -> AsyncIterator[None]:
+    async def fail() -> None:
+        raise Wrong("child")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fail)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("provider", "expected"),
+    [(limited, TimeoutError), (cut_off, RuntimeError), (failing_child, ExceptionGroup)],
+)
+async def test_what_a_dependency_cancels_is_told_by_its_error(
+    provider: Any, expected: type[Exception]
+) -> None:
+    async def wait(session: SessionDep, limit: Annotated[None, Stock(provider)]) -> None:
+        await anyio.sleep_forever()
+
+    async with LifespanContainer(handlers=[wait]) as view:
+        with pytest.raises(expected) as caught:
+            await view.call(wait)
+    if expected is RuntimeError:
+        assert "was cancelled by one of its dependencies" in str(caught.value)
+    assert "close session" in log
+
+
+@pytest.mark.parametrize("whose", ["stream", "enter"])
+async def test_a_stream_that_is_still_entering_is_cancelled(whose: str) -> None:
+    async def never_there(session: SessionDep) -> AsyncIterator[None]:
+        await anyio.sleep_forever()
+        yield
+
+    container = LifespanContainer()
+
+    @container.inject
+    async def stream(nothing: Annotated[None, Stock(never_there)]) -> AsyncIterator[int]:
+        yield 1
+
+    async with container as view:
+        with anyio.move_on_after(0.01) as scope:
+            if whose == "stream":
+                async for _ in stream():
+                    raise AssertionError
+            async with view.enter(never_there):
+                raise AssertionError
+        assert scope.cancelled_caught
+    assert log[-2:] == ["close session", "engine down"]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_asyncio_cannot_cut_a_thread_of_a_call_off() -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def work(session: SessionDep, engine: EngineDep) -> None:
+        entered.set()
+        assert go_on.wait(20)
+        assert engine.is_alive
+        log.append("worked")
+
+    async with LifespanContainer(handlers=[work]) as view:
+        task = asyncio.create_task(view.call(work))
+        await anyio.to_thread.run_sync(entered.wait, 20)
+        task.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert log[2:] == ["worked", "session sees CancelledError", "close session", "engine down"]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_asyncio_cannot_stop_values_under_a_call() -> None:
+    begun, go_on = anyio.Event(), anyio.Event()
+
+    async def slow(engine: EngineDep) -> None:
+        begun.set()
+        await go_on.wait()
+        assert engine.is_alive
+        log.append("slow is over")
+
+    calls: list[asyncio.Task[None]] = []
+
+    async def run() -> None:
+        async with LifespanContainer(handlers=[slow]) as view:
+            calls.append(asyncio.create_task(view.call(slow)))
+            await begun.wait()
+
+    running = asyncio.create_task(run())
+    await begun.wait()
+    await settle()
+    running.cancel()
+    await settle()
+    go_on.set()
+    with pytest.raises((asyncio.CancelledError, LifespanNotRunning)):
+        await calls[0]
+        raise LifespanNotRunning("it may end", "as well")
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert log[-1] == "engine down"
+
+
+async def test_whoever_holds_a_value_cannot_wait_for_its_end() -> None:
+    async def refresh() -> None:
+        await current_container().refresh(get_engine, policy="resource_preserving")
+
+    async def outer(engine: EngineDep) -> None:
+        await current_container().call(refresh)
+
+    async with LifespanContainer(handlers=[outer]) as view:
+        with pytest.raises(RefreshError, match="would wait for its own end"):
+            await view.call(outer)
+        with pytest.raises(RefreshError, match="would wait for its own end"):
+            async with view.enter(get_session):
+                await view.refresh(get_engine, policy="resource_preserving")
+
+
+async def test_a_dependency_that_outlives_another_cannot_take_it() -> None:
+    def get_short() -> Iterator[None]:
+        yield
+
+    def get_long(short: Annotated[None, Stock(get_short, scope="function")]) -> Iterator[None]:
+        yield
+
+    async def function(value: Annotated[None, Stock(get_long)]) -> None: ...
+
+    with pytest.raises(DependencyScopeError, match="which is left before it"):
+        LifespanContainer(handlers=[function])
+
+
+async def test_an_explicit_argument_may_be_taken_by_dependencies_too() -> None:
+    def get_copy(session: str = "default") -> str:
+        return f"copy of {session}"
+
+    async def function(session: SessionDep, copy: Annotated[str, Stock(get_copy)]) -> str:
+        return f"{session}, {copy}"
+
+    async with LifespanContainer(handlers=[function]) as view:
+        assert await view.call(function, session="mine") == "mine, copy of mine"
+        assert await view.call(function) == "session of engine, copy of default"
+
+
+async def test_a_method_is_another_function_when_it_is_bound() -> None:
+    def get_owner(self: Any) -> str:
+        return f"owner {self.name}"
+
+    class Service:
+        name = "service"
+
+        async def greet(self, owner: Annotated[str, Stock(get_owner)]) -> str:
+            return owner
+
+    async with LifespanContainer() as view:
+        assert await view.call(Service.greet, Service()) == "owner service"
+        with pytest.raises(DependencyScopeError):
+            await view.call(Service().greet)
+
+
+async def test_what_waits_for_a_thread_can_be_cancelled() -> None:
+    limiter = anyio.CapacityLimiter(1)
+    async with limiter:
+        with anyio.move_on_after(0.01) as scope:
+            await in_thread(log.append, "called", limiter=limiter)
+    assert scope.cancelled_caught
+    assert log == []

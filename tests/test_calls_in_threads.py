@@ -19,6 +19,7 @@ from fastapi_lifespan_deps import (
     DependencyScopeError,
     Depends,
     LifespanContainer,
+    LifespanDependencyError,
     LifespanNotRunning,
     current_container,
     get_container,
@@ -389,11 +390,13 @@ def test_leaving_waits_for_what_an_interrupted_call_has_left_behind(
         raise AssertionError
 
     told = "cancelled, for their container is left: a dependency of a synchronous call"
-    with ThreadPoolExecutor(1) as threads:
-        with LifespanContainer(handlers=[function]).sync() as running:
-            with pytest.raises(KeyboardInterrupt):
-                running.call(function)
-            threads.submit(until, lambda: told in caplog.text, entered.set)
+    with (
+        ThreadPoolExecutor(1) as threads,
+        LifespanContainer(handlers=[function]).sync() as running,
+    ):
+        threads.submit(until, lambda: told in caplog.text, entered.set)
+        with pytest.raises(KeyboardInterrupt):
+            running.call(function)
     assert log == ["engine up", "left", "engine down"]
 
 
@@ -587,3 +590,55 @@ def test_injected_methods_keep_their_owner() -> None:
     assert container.run(service.greet) == "hello service engine"
     with LifespanContainer(handlers=[service.greet]).sync() as running:
         assert running[get_engine].name == "engine"
+
+
+async def limited() -> AsyncIterator[None]:
+    with anyio.move_on_after(0.01):
+        yield
+
+
+async def failing_child() -> AsyncIterator[None]:
+    async def fail() -> None:
+        await anyio.sleep(0.01)
+        raise ZeroDivisionError
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fail)
+        yield
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize(
+    ("provider", "expected"), [(limited, RuntimeError), (failing_child, ExceptionGroup)]
+)
+def test_a_dependency_that_dies_in_the_event_loop_fails_the_call(
+    backend: str, provider: Any, expected: type[Exception]
+) -> None:
+    @container.inject
+    def wait(
+        session: Annotated[str, Stock(get_session)], limit: Annotated[None, Stock(provider)]
+    ) -> None:
+        until(lambda: "close session" in log, lambda: None)
+
+    async def main() -> None:
+        async with container:
+            with pytest.raises(expected):
+                await anyio.to_thread.run_sync(wait)
+
+    anyio.run(main, backend=backend)
+    assert log[-2:] == ["close session", "engine down"]
+
+
+def test_an_exit_of_an_asynchronous_command_is_the_callers() -> None:
+    async def leave(engine: EngineDep) -> None:
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit) as caught:
+        container.run(leave)
+    assert caught.value.code == 3
+    assert log == ["engine up", "engine down"]
+
+
+def test_a_stream_cannot_be_called_once() -> None:
+    with container.sync() as running, pytest.raises(LifespanDependencyError, match="called once"):
+        running.call(count_sync, 3)

@@ -1,12 +1,15 @@
 """Calls: functions are called with their dependencies, each call pinned to a generation."""
 
+import asyncio
+import math
 import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import anyio
-from anyio import CancelScope, to_thread
+from anyio import CancelScope, current_effective_deadline, get_cancelled_exc_class
 
 from fastapi_lifespan_deps._compat import Kind
 from fastapi_lifespan_deps.declare.plan import OverridesProvider
@@ -15,9 +18,9 @@ from fastapi_lifespan_deps.exceptions import LifespanDependencyError, LifespanNo
 from fastapi_lifespan_deps.live.asking import Standing, pinned_here, under
 from fastapi_lifespan_deps.live.generation import Generation, Pin, labels
 from fastapi_lifespan_deps.live.run import Run
-from fastapi_lifespan_deps.live.tasks import call_soon, current_loop
+from fastapi_lifespan_deps.live.tasks import call_soon, current_loop, finished
 
-from .leaving import Entered, Failures, enter, in_order, leave
+from .leaving import Entered, Failures, enter, in_order, in_thread, leave
 from .order import Arguments, Order, bound_arguments, injected_names, order_of, rebound
 
 # How long, in seconds, running calls may go on when their container is left.
@@ -68,16 +71,21 @@ class Calls:
             self._is_closing = True
             if not self._running:
                 return
-        with anyio.move_on_after(GRACE, shield=True):
-            return await self._idle.wait()
+        cancelled: BaseException | None = None
+        try:
+            with anyio.move_on_after(GRACE, shield=True):
+                return await self._idle.wait()
+        except get_cancelled_exc_class() as error:  # asyncio's own: the rest is to be done, too
+            cancelled = error
         logger.warning(
             "Calls are cancelled, for their container is left: %s", labels(self._running)
         )
         for scope in list(self._running.values()):
             if scope is not None:
                 scope.cancel()
-        with CancelScope(shield=True):
-            await self._idle.wait()
+        await finished(self._idle)
+        if cancelled is not None:
+            raise cancelled
 
     # Call
 
@@ -94,7 +102,7 @@ class Calls:
         names: frozenset[str] = frozenset()
         if explicit:
             names = frozenset(name for name in injected_names(function) if name in explicit)
-        key = id(overrides_provider), names
+        key = id(overrides_provider), names, target is function
         try:
             known: dict[Any, Order] = plan.orders.setdefault(target, {})
         except TypeError:  # nothing can be known of it weakly
@@ -141,7 +149,7 @@ class Calls:
         self.check_open()
         outer = at.pin or pinned_here(self._run.live)
         order, pin = await self.pin(outer, at.overrides_provider, function, kwargs)
-        inner = Standing(at.run, at.overrides_provider, pin)
+        inner = Standing(at.run, at.overrides_provider, pin, under.get(None))
         token = under.set(inner)
         try:
             invoke = invoke or invoking(function, order.kind)
@@ -173,7 +181,7 @@ class Calls:
         # looked up before anything is entered
         slots = [value(provider, key) for key in order.keys]
         if order.given:
-            bound = bound_arguments(function, args, kwargs)
+            bound = bound_arguments(function, args, kwargs, dict(order.arguments))
             slots += [bound[name] for name in order.given]
         if order.takes_container:
             slots.append(self._container(at))
@@ -208,6 +216,7 @@ class Calls:
                     await leave(one, failures.thrown)
                 except BaseException as error:
                     failures.note(error)
+        failures.settle(f"`{name_of(function)}`", is_cancelled=is_cancelled())
         failure = failures.result()
         if failure is not None:
             try:
@@ -218,6 +227,16 @@ class Calls:
 
 
 Invoke = Callable[[tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
+
+
+def is_cancelled() -> bool:
+    """Whether the task is cancelled that we are in, by whoever has started it."""
+    if current_effective_deadline() == -math.inf:
+        return True
+    task = None
+    with suppress(RuntimeError):  # it is trio's
+        task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def taken(arguments: Arguments, slots: list[Any]) -> dict[str, Any]:
@@ -243,7 +262,7 @@ def invoking(function: Callable[..., Any], kind: Kind) -> Invoke:
     if kind is Kind.COROUTINE:
         return lambda args, kwargs: function(*args, **kwargs)
     if kind is Kind.FUNCTION:
-        return lambda args, kwargs: to_thread.run_sync(lambda: function(*args, **kwargs))
+        return lambda args, kwargs: in_thread(lambda: function(*args, **kwargs))
     raise LifespanDependencyError(
         f"`{name_of(function)}` is a generator function, and cannot be called once. Iterate over "
         "what `container.inject` makes of it; enter a dependency by `container.enter`."

@@ -1,6 +1,6 @@
 """The container by itself: what is started without an application, and called with it."""
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
     asynccontextmanager,
@@ -28,6 +28,7 @@ from fastapi_lifespan_deps.live.asking import Standing, standing_here, under
 from fastapi_lifespan_deps.live.refresh import Draining, Policy
 from fastapi_lifespan_deps.live.run import Leaving, LifespanStart, Run
 
+from .calls import invoking
 from .inject import injecting, original_of, shown
 from .order import Handler, check
 from .threads import call_in_thread
@@ -338,29 +339,42 @@ class SyncView(View):
         cancelled, and left, before that is raised.
         """
         function = original_of(function)
-        if not kind_of(function).is_async:
+        kind = kind_of(function)
+        invoking(function, kind)  # which refuses a stream
+        if not kind.is_async:
             return call_in_thread(self._standing, function, args, kwargs)
         self._standing.run.calls.check_open()
+        value, error = self._asked(partial(super().call, function, *args, **kwargs))
+        if error is not None:
+            raise error
+        return value
+
+    def _asked(self, function: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
+        """Await something in the event loop; interrupted, cancel it, and wait for its end."""
         begun: list[CancelScope] = []
         ended = Event()
 
-        async def calling() -> Any:
+        async def asking() -> tuple[Any, BaseException | None]:
             begun.append(CancelScope())
             try:
                 with begun[0]:
-                    return await super(SyncView, self).call(function, *args, **kwargs)
+                    return await function(), None
+            except BaseException as error:  # it is the caller's, and not the event loop's
+                return None, error
             finally:
                 ended.set()
+            return None, None  # cancelled, and nobody waits
 
         def cancel() -> None:
             for scope in begun:
                 scope.cancel()
 
         try:
-            return self._portal.start_task_soon(calling).result()
+            answer: tuple[Any, BaseException | None]
+            answer = self._portal.start_task_soon(asking).result()
+            return answer
         except BaseException:
-            if not ended.is_set():
-                self._portal.call(cancel)  # after the task has begun, if it was to begin
+            self._portal.call(cancel)  # after the task has begun, if it was to begin
             ended.wait(None if begun else 0)
             raise
 

@@ -1,13 +1,16 @@
 """Leaving: the dependencies of a call are entered one by one, and left in reverse."""
 
+import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter, Event, get_cancelled_exc_class, to_thread
 
 from fastapi_lifespan_deps._compat import Kind
 from fastapi_lifespan_deps.exceptions import combined, name_of
-from fastapi_lifespan_deps.live.entering import OneContext
+from fastapi_lifespan_deps.live.entering import OneContext, work
+from fastapi_lifespan_deps.live.tasks import finished
 
 from .order import Entry
 
@@ -35,8 +38,8 @@ async def enter(entry: Entry, arguments: Mapping[str, Any], entered: list[Entere
         return value
     context = OneContext()
     if kind is Kind.FUNCTION:
-        return await to_thread.run_sync(context, lambda: entry.call(**arguments))
-    return await to_thread.run_sync(context, begin, entry, arguments, entered, context)
+        return await in_thread(context, lambda: entry.call(**arguments))
+    return await in_thread(context, begin, entry, arguments, entered, context)
 
 
 def begin(
@@ -61,6 +64,29 @@ def _never_yielded(entry: Entry) -> RuntimeError:
     )
 
 
+async def in_thread(
+    call: Callable[..., Any], *arguments: Any, limiter: CapacityLimiter | None = None
+) -> Any:
+    """Call in a worker thread, and stay until it is through, however the task is cancelled."""
+    outcome: list[tuple[Any, BaseException | None]] = []
+    began, done = threading.Event(), Event()
+    try:
+        await to_thread.run_sync(
+            work, began, outcome, done, partial(call, *arguments), limiter=limiter
+        )
+    except get_cancelled_exc_class():
+        if began.is_set():
+            await finished(done)
+        raise
+    value, error = outcome.pop()
+    if error is None:
+        return value
+    try:
+        raise error
+    finally:
+        del error
+
+
 async def leave(one: Entered, error: BaseException | None) -> None:
     """Leave a dependency; an error is thrown into it. Raise what it raises, unless it is that."""
     if one.entry.kind is Kind.ASYNC_GENERATOR:
@@ -68,7 +94,7 @@ async def leave(one: Entered, error: BaseException | None) -> None:
     else:
         # A limiter of its own: the end must not wait for the threads of others.
         context: Callable[..., Any] = one.context or OneContext()
-        await to_thread.run_sync(context, end, one.generator, error, limiter=CapacityLimiter(1))
+        await in_thread(context, end, one.generator, error, limiter=CapacityLimiter(1))
 
 
 async def _end_async(generator: AsyncGenerator[Any, Any], error: BaseException | None) -> None:
@@ -130,9 +156,23 @@ class Failures:
         """What is thrown into the dependencies that are left next."""
         return self.own or (self._others[0] if self._others else None)
 
+    def settle(self, name: str, *, is_cancelled: bool) -> None:
+        """Note whether who called was cancelled. If not, a dependency has cancelled the call.
+
+        Then what that raises counts, or that it does not tell why.
+        """
+        cancelled = get_cancelled_exc_class()
+        if is_cancelled or not isinstance(self.own, cancelled):
+            return
+        self.own = None
+        self._others = [one for one in self._others if not isinstance(one, cancelled)]
+        if not self._others:
+            self._others = [RuntimeError(f"{name} was cancelled by one of its dependencies")]
+
     def note(self, error: BaseException) -> None:
         """Note what a dependency has raised when it was left."""
-        self._others.append(error)
+        if all(error is not one for one in self._others):
+            self._others.append(error)
 
     def result(self) -> BaseException | None:
         """What to raise to the caller: the function's own error, with the others as notes."""

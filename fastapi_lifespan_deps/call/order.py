@@ -2,7 +2,7 @@
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -197,10 +197,15 @@ class Walk:
             return "container", 0
         if any(step.call is call for step in path):
             raise DependencyCycleError(branch)
-        shared = original, depends.scope
+        scope = depends.scope or ("request" if _is_generator(call) else None)
+        if scope == "function" and path[-1].note == REQUEST_NOTE:
+            raise _of_a_shorter_scope(owner, parameter, branch)
+        if scope == "request":
+            branch = (*path, Step(parameter.name, call, REQUEST_NOTE))
+        shared = original, scope
         if depends.use_cache and shared in self._known:
             return "entry", self._known[shared]
-        number = self._enter(call, depends.scope, branch)
+        number = self._enter(call, scope, branch)
         self._known.setdefault(shared, number)
         return "entry", number
 
@@ -257,6 +262,27 @@ def check(
             validate(key.provider)
 
 
+REQUEST_NOTE = "of a call, left at its end"
+
+
+def _is_generator(call: Callable[..., Any]) -> bool:
+    return kind_of(call) in (Kind.GENERATOR, Kind.ASYNC_GENERATOR)
+
+
+def _of_a_shorter_scope(
+    call: Callable[..., Any], parameter: Parameter, path: Sequence[Step]
+) -> DependencyScopeError:
+    return DependencyScopeError(
+        call,
+        parameter.name,
+        "which is left before it",
+        path,
+        f"Leave the scope of `{parameter.name}` out",
+        reason='is left after what has scope="function"',
+        otherwise='give `{name}` scope="function", too',
+    )
+
+
 def _rebinds(function: Callable[..., Any], injected: Mapping[str, object]) -> bool:
     """Whether an injected parameter stands before one that is given by position."""
     found = False
@@ -294,14 +320,14 @@ def rebound(
 
 
 def bound_arguments(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    injected: Collection[str],
 ) -> dict[str, Any]:
     """What the caller has given, by name; with the defaults of what he has not."""
     signature = inspect.signature(function)
-    injected = injected_names(function)
     kept = [one for one in signature.parameters.values() if one.name not in injected]
-    bound = signature.replace(parameters=kept).bind(
-        *args, **{name: value for name, value in kwargs.items() if name not in injected}
-    )
+    bound = signature.replace(parameters=kept).bind(*args, **kwargs)
     bound.apply_defaults()
     return bound.arguments

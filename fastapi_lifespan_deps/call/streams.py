@@ -3,18 +3,18 @@
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import copy_context
-from typing import Any
+from typing import Any, Self
 
 from anyio import CancelScope, Event
 
-from fastapi_lifespan_deps.live.asking import Standing
+from fastapi_lifespan_deps.live.asking import Standing, under
 from fastapi_lifespan_deps.live.entering import OneContext
 from fastapi_lifespan_deps.live.tasks import finished
 
 from .threads import steps
 
 
-class Stream(AbstractAsyncContextManager[AsyncIterator[Any]], AsyncIterator[Any]):
+class Stream(AbstractAsyncContextManager["Stream"], AsyncIterator[Any]):
     """The items of an asynchronous generator function.
 
     One task owns it: it enters the dependencies, takes each item when that is asked for, and
@@ -36,13 +36,14 @@ class Stream(AbstractAsyncContextManager[AsyncIterator[Any]], AsyncIterator[Any]
         self._asked, self._answered = Event(), Event()
         self._over = Event()
         self._scope = CancelScope()
-        self._is_making = False
+        self.standing = at  # of the call, once it has entered what it needs
+        self._is_idle = False
         self._is_closing = False
         self._item: Any = None
         self._thrown: BaseException | None = None
         self._failure: BaseException | None = None
 
-    async def __aenter__(self) -> AsyncIterator[Any]:
+    async def __aenter__(self) -> Self:
         tasks = self._at.run.live.supervisor.tasks
         tasks.check_loop()
         tasks.spawn(self._own, self._end, "a stream", copy_context())
@@ -50,7 +51,7 @@ class Stream(AbstractAsyncContextManager[AsyncIterator[Any]], AsyncIterator[Any]
 
     async def __aexit__(self, kind: object, error: BaseException | None, _: object) -> None:
         self._is_closing = True
-        if self._is_making:  # an item that nobody waits for any more
+        if not self._is_idle:  # it makes something that nobody waits for any more
             self._scope.cancel()
         self._thrown = error if self._throws else None
         self._asked.set()
@@ -75,7 +76,8 @@ class Stream(AbstractAsyncContextManager[AsyncIterator[Any]], AsyncIterator[Any]
     async def _own(self) -> None:
         function, args, kwargs = self._call
         try:
-            await self._at.run.calls.call(self._at, function, args, kwargs, self._give)
+            with self._scope:
+                await self._at.run.calls.call(self._at, function, args, kwargs, self._give)
         except BaseException as error:
             self._failure = error
 
@@ -84,25 +86,24 @@ class Stream(AbstractAsyncContextManager[AsyncIterator[Any]], AsyncIterator[Any]
         self._answered.set()
 
     async def _give(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.standing = under.get()
         items = self._call[0](*args, **kwargs)
-        with self._scope:  # around all of it: the function may open scopes of its own
-            try:
-                while await self._is_asked():
-                    self._is_making = True
-                    self._item = await anext(items)
-                    self._is_making = False
-                    self._answered.set()
-            except StopAsyncIteration:
-                pass
-            finally:
-                await items.aclose()
+        try:
+            while await self._is_asked():
+                self._item = await anext(items)
+                self._answered.set()
+        except StopAsyncIteration:
+            pass
+        finally:
+            await items.aclose()
         if self._thrown is not None:
             raise self._thrown
 
     async def _is_asked(self) -> bool:
         """Wait until somebody asks for an item; not if nobody will."""
+        self._is_idle = True
         await self._asked.wait()
-        self._asked = Event()
+        self._is_idle, self._asked = False, Event()
         return not self._is_closing
 
 

@@ -3,13 +3,16 @@
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import Future
+from contextlib import suppress
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
-from anyio import CancelScope, Event
+from anyio import CancelScope, Event, get_cancelled_exc_class
 
 from fastapi_lifespan_deps._compat import Kind
 from fastapi_lifespan_deps.events import logger
+from fastapi_lifespan_deps.exceptions import LifespanNotRunning
 from fastapi_lifespan_deps.live.asking import Standing, pinned_here, under
 from fastapi_lifespan_deps.live.generation import Pin
 from fastapi_lifespan_deps.live.run import Run
@@ -28,16 +31,26 @@ class Owner:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        run.calls.begin(self, None)
         self._asked: deque[tuple[Callable[[], Awaitable[Any]], Future[Any]]] = deque()
         self._entered: list[Entered] = []
         self._is_over = False
+        self._death: BaseException | None = None
         self._wake: Event
-        call_soon(run.loop, self._start)
+        self._context = copy_context()  # that of the call
+        run.calls.begin(self, None)
+        self._soon(self._start)
+
+    def __str__(self) -> str:
+        return "a dependency of a synchronous call"
+
+    def _soon(self, function: Callable[[], None]) -> None:
+        schedule = getattr(self._run.loop, "call_soon_threadsafe", None)
+        (schedule or self._run.loop.run_sync_soon)(function)
 
     def _start(self) -> None:
         self._wake = Event()
-        self._run.live.supervisor.tasks.spawn(self._serve, lambda: None, "a synchronous call")
+        tasks = self._run.live.supervisor.tasks
+        tasks.spawn(self._answer, self._end, "a synchronous call", self._context)
 
     def enter(self, entry: Entry, arguments: dict[str, Any]) -> Any:
         """Enter a dependency there, and wait for its value."""
@@ -60,42 +73,61 @@ class Owner:
     def finish(self) -> None:
         """Let the task end; what an interrupted call has not left is left then."""
         self._is_over = True
-        call_soon(self._run.loop, self._notify)
+        with suppress(RuntimeError):  # the event loop has ended
+            self._soon(self._notify)
 
     def ask(self, function: Callable[[], Awaitable[Any]]) -> Any:
         answer: Future[Any] = Future()
         self._asked.append((function, answer))
-        call_soon(self._run.loop, self._notify)
+        self._soon(self._notify)
         return answer.result()
 
     def _notify(self) -> None:
+        if self._death is not None:
+            self._refuse(self._death)
         self._wake.set()
 
-    def __str__(self) -> str:
-        return "a dependency of a synchronous call"
+    def _refuse(self, error: BaseException) -> None:
+        while self._asked:
+            self._asked.popleft()[1].set_exception(error)
 
-    async def _serve(self) -> None:
-        try:
-            await self._answer()
-        finally:
-            self._run.calls.finish(self)
+    def _end(self) -> None:
+        self._death = self._death or LifespanNotRunning(
+            "its event loop ends", "Let calls end before the end of the container's block."
+        )
+        self._refuse(self._death)
+        self._run.calls.finish(self)
 
     async def _answer(self) -> None:
+        cancelled: BaseException | None = None
         with CancelScope(shield=True):
-            while not self._is_over:
-                await self._wake.wait()
-                self._wake = Event()
-                while self._asked:
-                    function, answer = self._asked.popleft()
-                    try:
-                        answer.set_result(await function())
-                    except BaseException as error:
-                        answer.set_exception(error)
+            try:
+                while not self._is_over:
+                    await self._wake.wait()
+                    self._wake = Event()
+                    while self._asked:
+                        await self._do(*self._asked.popleft())
+            except get_cancelled_exc_class() as error:
+                # by a dependency that it holds, whose scope it is in, or at the loop's end
+                cancelled = error
+            failures = Failures()
             for one in in_order(self._entered):
                 try:
-                    await leave(one, None)
+                    await leave(one, failures.thrown or cancelled)
                 except BaseException as error:
+                    failures.note(error)
                     logger.error("A dependency of a call failed to end", exc_info=error)
+            if cancelled is not None:
+                self._entered.clear()
+                failures.own = cancelled
+                failures.settle("The call", is_cancelled=False)
+                self._death = failures.result()
+
+    async def _do(self, function: Callable[[], Awaitable[Any]], answer: "Future[Any]") -> None:
+        try:
+            answer.set_result(await function())
+        except BaseException as error:
+            answer.set_exception(error)
 
 
 # What is done with the function, in the thread of the call; it may yield.
@@ -133,7 +165,7 @@ def steps(
     calls.check_open()
     check_thread(run)
     order, pin = _pinned(calls, run, at, function, kwargs)
-    inner = at._replace(pin=pin)
+    inner = Standing(run, at.overrides_provider, pin, under.get(None))
     token = under.set(inner)
     try:
         calls.begin(pin, None)

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, get_args, overload
 
@@ -69,7 +69,8 @@ class View:
 
     @property
     def _generation(self) -> Generation:
-        run, _, pin = self._standing
+        at = self._standing
+        run, pin = at.run, at.pin
         run.live.supervisor.tasks.check_loop(or_none=True)
         if pin is None or pin.has_asked or pin.everything_of is None:
             current: Generation = run.current
@@ -129,7 +130,13 @@ class View:
 
         one.__annotations__["value"] = Annotated[Any, FastAPIDepends(provider)]
         async with Stream(self._standing, one, (), {}, throws=True) as values:
-            yield await anext(values)
+            value = await anext(values)
+            token = under.set(values.standing)
+            try:
+                yield value
+            finally:
+                with suppress(ValueError):  # it may be left in another task
+                    under.reset(token)
 
     def inject(self, function: Callable[..., R]) -> Callable[..., R]:
         """Fill the parameters of a function that declare dependencies: a decorator.

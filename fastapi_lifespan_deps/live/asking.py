@@ -33,6 +33,7 @@ class Standing(NamedTuple):
     run: Any  # it is further down the data flow: run.py
     overrides_provider: OverridesProvider
     pin: Pin | None = None
+    outer: "Standing | None" = None  # of the code that has called
 
 
 # Where the call stands in whose code we are; also in the threads and the tasks that it starts.
@@ -84,8 +85,10 @@ class Asker:
         pins = {} if container is None else {container: None}
         pins |= dict.fromkeys(_serving_pins())
         at = under.get(None)
-        if at is not None and at.pin is not None:
-            pins[at.pin] = None
+        while at is not None:
+            if at.pin is not None:
+                pins[at.pin] = None
+            at = at.outer
         self.pinned: list[tuple[Pin, Generation]] = [
             (pin, generation)
             for pin in pins

@@ -147,7 +147,7 @@ async def _in_thread(threads: CapacityLimiter, call: Callable[..., Any], *argume
     began, done = threading.Event(), Event()
     try:
         await to_thread.run_sync(
-            _work, began, outcome, done, partial(call, *arguments), limiter=threads
+            work, began, outcome, done, partial(call, *arguments), limiter=threads
         )
     except get_cancelled_exc_class():
         if not began.is_set():
@@ -163,7 +163,7 @@ async def _in_thread(threads: CapacityLimiter, call: Callable[..., Any], *argume
         del error  # see `Supervisor.close`
 
 
-def _work(
+def work(
     began: threading.Event,
     outcome: list[tuple[Any, BaseException | None]],
     done: Event,

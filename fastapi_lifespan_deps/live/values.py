@@ -253,7 +253,12 @@ class LiveValues:
     def holders(self, instances: Collection[Instance]) -> list[Pin]:
         """Who may still use one of these instances."""
         found, current = set(instances), self.current
-        pins = (one for one in current.pins if not current.held_by(one).instances.isdisjoint(found))
+        # a list: calls in threads come and go
+        pins = (
+            one
+            for one in list(current.pins)
+            if not current.held_by(one).instances.isdisjoint(found)
+        )
         return list(dict.fromkeys((*pins, *self.holdings.pins(instances))))
 
     def _await_matches(self) -> None:
