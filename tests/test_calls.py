@@ -37,6 +37,7 @@ from fastapi_lifespan_deps import (
 )
 from fastapi_lifespan_deps.call.leaving import in_thread
 from fastapi_lifespan_deps.call.streams import Stream
+from fastapi_lifespan_deps.live.generation import Pin
 from tests.clients import client_of, settle
 
 pytestmark = pytest.mark.anyio
@@ -1312,3 +1313,42 @@ async def test_what_waits_for_a_thread_can_be_cancelled() -> None:
         await in_thread(log.append, "called", limiter=limiter)
     assert scope.cancelled_caught
     assert log == []
+
+
+async def test_a_request_of_another_application_pins_nothing() -> None:
+    begun, go_on = anyio.Event(), anyio.Event()
+
+    async def slow(engine: EngineDep) -> None:
+        begun.set()
+        await go_on.wait()
+
+    async def fast(engine: EngineDep) -> Engine:
+        return engine
+
+    container = LifespanContainer(handlers=[slow, fast])
+    app = LifespanFastAPI(dependencies=[Depends(get_name, scope="lifespan")])
+
+    @app.get("/")
+    async def read() -> bool:
+        before = await container.call(fast)
+        await container.refresh(get_engine)
+        return await container.call(fast) is not before
+
+    async with (
+        container as view,
+        app.router.lifespan_context(app),
+        client_of(app) as client,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(view.call, slow)
+        await begun.wait()
+        assert (await client.get("/")).json() is True
+        go_on.set()
+
+
+async def test_a_call_in_a_thread_is_not_pinned_to_what_is_not_current() -> None:
+    async with LifespanContainer(handlers=[handle]) as view:
+        former = view._standing.run.current
+        await view.refresh(get_engine)
+        assert former.take(Pin()) is False
+        assert former.pins == {}

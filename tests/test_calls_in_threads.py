@@ -642,3 +642,46 @@ def test_an_exit_of_an_asynchronous_command_is_the_callers() -> None:
 def test_a_stream_cannot_be_called_once() -> None:
     with container.sync() as running, pytest.raises(LifespanDependencyError, match="called once"):
         running.call(count_sync, 3)
+
+
+def test_a_synchronous_stream_that_is_dropped_in_the_event_loop_does_not_block_it() -> None:
+    async def main() -> None:
+        async with container:
+            items = await anyio.to_thread.run_sync(count_sync, 3)
+            assert await anyio.to_thread.run_sync(next, items) == "0 unit of session of engine"
+            with pytest.raises(LifespanNotRunning, match="thread of its event loop"):
+                next(items)
+        assert log[-4:] == [*("end of count", "close unit", "close session"), "engine down"]
+
+    anyio.run(main)
+
+
+def test_a_synchronous_stream_that_is_suspended_ends_with_its_container(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fastapi_lifespan_deps.call.calls.GRACE", 0.001)
+    with container.sync():
+        items = count_sync(3)
+        assert next(items) == "0 unit of session of engine"
+    assert log[-4:] == [*("end of count", "close unit", "close session"), "engine down"]
+    assert list(items) == []
+
+
+def test_a_synchronous_stream_that_makes_an_item_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("fastapi_lifespan_deps.call.calls.GRACE", 0.001)
+    begun, go_on = threading.Event(), threading.Event()
+
+    @container.inject
+    def slow(engine: EngineDep) -> Iterator[bool]:
+        begun.set()
+        assert go_on.wait(PATIENCE)
+        yield engine.is_alive
+
+    with ThreadPoolExecutor(2) as threads:
+        with container.sync():
+            taken = threads.submit(list, slow())
+            assert begun.wait(PATIENCE)
+            threads.submit(until, lambda: "Calls are cancelled" in caplog.text, go_on.set)
+        assert taken.result(PATIENCE) == [True]

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 from anyio import CancelScope, current_effective_deadline, get_cancelled_exc_class
@@ -27,6 +27,12 @@ from .order import Arguments, Order, bound_arguments, injected_names, order_of, 
 GRACE = 10.0
 
 
+class Cancellable(Protocol):
+    """What can be told to end: a cancel scope, or a stream that waits for who takes its items."""
+
+    def cancel(self) -> None: ...
+
+
 class Calls:
     """The calls of a run, from its start to its end.
 
@@ -37,7 +43,7 @@ class Calls:
         self._run = run
         self._container = container
         self._lock = threading.Lock()
-        self._running: dict[object, CancelScope | None] = {}  # None: in a thread, which goes on
+        self._running: dict[object, Cancellable | None] = {}  # None: in a thread, which goes on
         self._is_closing = False
         self._idle = anyio.Event()
 
@@ -53,7 +59,7 @@ class Calls:
         if self._is_closing:
             raise LifespanNotRunning("it is being left", "Call before the end of its block.")
 
-    def begin(self, pin: object, scope: CancelScope | None) -> None:
+    def begin(self, pin: object, scope: "Cancellable | None") -> None:
         with self._lock:
             self.check_open()
             self._running[pin] = scope
@@ -269,9 +275,14 @@ def invoking(function: Callable[..., Any], kind: Kind) -> Invoke:
     )
 
 
+def is_in_loop(run: Run) -> bool:
+    """Whether we are in the thread of the event loop, or in the loop itself."""
+    return current_loop() is run.loop or threading.get_ident() == run.thread
+
+
 def check_thread(run: Run) -> None:
     """Raise in the thread of the event loop: waiting for it there would never end."""
-    if current_loop() is run.loop or threading.get_ident() == run.thread:
+    if is_in_loop(run):
         raise LifespanNotRunning(
             "this is the thread of its event loop, which a synchronous call would block",
             "Write `await container.call(function)`, or call in a worker thread.",

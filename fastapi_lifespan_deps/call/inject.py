@@ -12,7 +12,7 @@ from fastapi_lifespan_deps.exceptions import LifespanDependencyError, name_of
 from fastapi_lifespan_deps.live.asking import Standing
 
 from .order import injected_names
-from .streams import Stream, stream_in_thread
+from .streams import Stream, StreamInThread
 from .threads import call_in_thread
 
 
@@ -41,8 +41,11 @@ def injecting(function: Callable[..., Any], standing: Callable[[], Standing]) ->
                 yield item
 
     def generator(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        with stream_in_thread(standing(), function, args, kwargs) as items:
+        items = StreamInThread(standing(), function, args, kwargs)
+        try:
             yield from items
+        finally:
+            items.close()
 
     made: dict[Kind, Callable[..., Any]] = {
         Kind.COROUTINE: coroutine,

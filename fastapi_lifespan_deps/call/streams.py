@@ -1,8 +1,9 @@
 """Streams: generator functions that are called with their dependencies, item by item."""
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager
 from contextvars import copy_context
+from threading import Lock, Thread
 from typing import Any, Self
 
 from anyio import CancelScope, Event
@@ -11,6 +12,7 @@ from fastapi_lifespan_deps.live.asking import Standing, under
 from fastapi_lifespan_deps.live.entering import OneContext
 from fastapi_lifespan_deps.live.tasks import finished
 
+from .calls import check_thread, is_in_loop
 from .threads import steps
 
 
@@ -107,27 +109,42 @@ class Stream(AbstractAsyncContextManager["Stream"], AsyncIterator[Any]):
         return not self._is_closing
 
 
-@contextmanager
-def stream_in_thread(
-    at: Standing, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Iterator[Iterator[Any]]:
-    """The items of a synchronous generator function, taken in the threads that ask for them."""
+class StreamInThread(Iterator[Any]):
+    """The items of a synchronous generator function, made in the threads that ask for them."""
 
-    def body(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generator[Any, None, Any]:
-        return (yield from function(*args, **kwargs))
+    def __init__(
+        self,
+        at: Standing,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        def body(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generator[Any, None, Any]:
+            return (yield from function(*args, **kwargs))
 
-    context = OneContext()  # what the function and its dependencies set stays theirs
-    made = steps(at, function, body, args, kwargs)
+        self._run = at.run
+        self._context = OneContext()  # what the function and its dependencies set stays theirs
+        self._busy = Lock()
+        self._steps = steps(at, function, body, args, kwargs, self)
 
-    def items() -> Iterator[Any]:
-        while True:
-            try:
-                item = context(next, made)
-            except StopIteration:
-                return
-            yield item
+    def __next__(self) -> Any:
+        check_thread(self._run)
+        with self._busy:
+            return self._context(next, self._steps)
 
-    try:
-        yield items()
-    finally:
-        context(made.close)
+    def close(self) -> None:
+        """Leave it. In the thread of the event loop nobody waits for that."""
+        if is_in_loop(self._run):
+            self.cancel()
+        else:
+            with self._busy:
+                self._context(self._steps.close)
+
+    def cancel(self) -> None:
+        """Leave it in a thread, as soon as nobody is taking an item."""
+
+        def close() -> None:
+            with self._busy:
+                self._context(self._steps.close)
+
+        Thread(target=close, name="end of a stream").start()

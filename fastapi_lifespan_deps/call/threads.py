@@ -18,7 +18,7 @@ from fastapi_lifespan_deps.live.generation import Pin
 from fastapi_lifespan_deps.live.run import Run
 from fastapi_lifespan_deps.live.tasks import call_soon
 
-from .calls import Calls, check_thread, filled, taken
+from .calls import Calls, Cancellable, check_thread, filled, taken
 from .leaving import Entered, Failures, begin, end, enter, in_order, leave
 from .order import Entry, Order
 
@@ -159,8 +159,12 @@ def steps(
     body: Steps,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    closer: Cancellable | None = None,
 ) -> Generator[Any, None, Any]:
-    """The steps of a synchronous call, each taken in the thread that asks for it."""
+    """The steps of a synchronous call, each taken in the thread that asks for it.
+
+    `closer` ends one that waits to be asked, when its container is left.
+    """
     run, calls = at.run, at.run.calls
     calls.check_open()
     check_thread(run)
@@ -168,7 +172,7 @@ def steps(
     inner = Standing(run, at.overrides_provider, pin, under.get(None))
     token = under.set(inner)
     try:
-        calls.begin(pin, None)
+        calls.begin(pin, closer)
         try:
             slots = calls.slots(order, inner, function, args, kwargs)
             if not order.entries:
