@@ -35,8 +35,8 @@ from fastapi_lifespan_deps import (
     inject,
     lifespan_container,
 )
-from fastapi_lifespan_deps.call.leaving import in_thread
 from fastapi_lifespan_deps.call.streams import Stream
+from fastapi_lifespan_deps.live.entering import in_thread
 from fastapi_lifespan_deps.live.generation import Pin
 from tests.clients import client_of, settle
 

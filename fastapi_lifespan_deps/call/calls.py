@@ -16,11 +16,12 @@ from fastapi_lifespan_deps.declare.plan import OverridesProvider
 from fastapi_lifespan_deps.events import logger
 from fastapi_lifespan_deps.exceptions import LifespanDependencyError, LifespanNotRunning, name_of
 from fastapi_lifespan_deps.live.asking import Standing, pinned_here, under
+from fastapi_lifespan_deps.live.entering import in_thread
 from fastapi_lifespan_deps.live.generation import Generation, Pin, labels
 from fastapi_lifespan_deps.live.run import Run
 from fastapi_lifespan_deps.live.tasks import call_soon, current_loop, finished
 
-from .leaving import Entered, Failures, enter, in_order, in_thread, leave
+from .leaving import Entered, Failures, enter, in_order, leave
 from .order import Arguments, Order, bound_arguments, injected_names, order_of, rebound
 
 # How long, in seconds, running calls may go on when their container is left.

@@ -1,16 +1,13 @@
 """Leaving: the dependencies of a call are entered one by one, and left in reverse."""
 
-import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
-from anyio import CapacityLimiter, Event, get_cancelled_exc_class, to_thread
+from anyio import CapacityLimiter, get_cancelled_exc_class
 
 from fastapi_lifespan_deps._compat import Kind
 from fastapi_lifespan_deps.exceptions import combined, name_of
-from fastapi_lifespan_deps.live.entering import OneContext, work
-from fastapi_lifespan_deps.live.tasks import finished
+from fastapi_lifespan_deps.live.entering import OneContext, in_thread
 
 from .order import Entry
 
@@ -62,29 +59,6 @@ def _never_yielded(entry: Entry) -> RuntimeError:
     return RuntimeError(
         f"`{name_of(entry.call)}` came to its end without a `yield`. Let it yield on every way."
     )
-
-
-async def in_thread(
-    call: Callable[..., Any], *arguments: Any, limiter: CapacityLimiter | None = None
-) -> Any:
-    """Call in a worker thread, and stay until it is through, however the task is cancelled."""
-    outcome: list[tuple[Any, BaseException | None]] = []
-    began, done = threading.Event(), Event()
-    try:
-        await to_thread.run_sync(
-            work, began, outcome, done, partial(call, *arguments), limiter=limiter
-        )
-    except get_cancelled_exc_class():
-        if began.is_set():
-            await finished(done)
-        raise
-    value, error = outcome.pop()
-    if error is None:
-        return value
-    try:
-        raise error
-    finally:
-        del error
 
 
 async def leave(one: Entered, error: BaseException | None) -> None:

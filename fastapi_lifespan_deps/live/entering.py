@@ -38,7 +38,7 @@ def entered(
     give its memory back; and nothing is between the provider and who enters it, for contextlib's
     own managers lose an exception that is frozen.
     """
-    run = partial(_in_thread, threads, OneContext())
+    run = partial(in_thread, OneContext(), limiter=threads, goes_on=True)
     if kind is Kind.ASYNC_GENERATOR:
         context: AbstractAsyncContextManager[Any] = _context(call(), asynccontextmanager)
         return context
@@ -138,22 +138,30 @@ class _InThread(AbstractAsyncContextManager[Any]):
                         raise
 
 
-async def _in_thread(threads: CapacityLimiter, call: Callable[..., Any], *arguments: Any) -> Any:
+async def in_thread(
+    call: Callable[..., Any],
+    *arguments: Any,
+    limiter: CapacityLimiter | None = None,
+    goes_on: bool = False,
+) -> Any:
     """Call in a worker thread, and stay until it is through: what it enters must be left again.
 
-    No cancel scope cuts the waiting short, but asyncio does when the event loop ends.
+    No cancel scope cuts the waiting short, but asyncio's own cancellation does. It is raised when
+    the thread is through; with `goes_on` it is not, for a call that has begun.
     """
     outcome: list[tuple[Any, BaseException | None]] = []
     began, done = threading.Event(), Event()
     try:
         await to_thread.run_sync(
-            work, began, outcome, done, partial(call, *arguments), limiter=threads
+            _work, began, outcome, done, partial(call, *arguments), limiter=limiter
         )
     except get_cancelled_exc_class():
         if not began.is_set():
             raise
         with suppress(get_cancelled_exc_class()):
             await finished(done)
+        if not goes_on:
+            raise
     value, error = outcome.pop()
     if error is None:
         return value
@@ -163,7 +171,7 @@ async def _in_thread(threads: CapacityLimiter, call: Callable[..., Any], *argume
         del error  # see `Supervisor.close`
 
 
-def work(
+def _work(
     began: threading.Event,
     outcome: list[tuple[Any, BaseException | None]],
     done: Event,
