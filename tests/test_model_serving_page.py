@@ -13,14 +13,10 @@ pytest.importorskip("playwright")
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.services import program
 from tests.serving import BUNDLED, ServerProcess, save_second_version
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-pytestmark = [
-    pytest.mark.server,
-    pytest.mark.skipif(CHROMIUM is None, reason=f"needs a browser: {' or '.join(NAMES)}"),
-]
+pytestmark = pytest.mark.server
 
 BUNDLED_VERSION = "53aa51172d14"
 TIMEOUT_MS = 60_000
@@ -50,11 +46,12 @@ def url(server: ServerProcess) -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    chromium = program("chromium", "chromium-browser", "google-chrome")
     flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     with (
         sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=CHROMIUM, args=flags) as browser,
+        playwright.chromium.launch(executable_path=chromium, args=flags) as browser,
     ):
         yield browser
 
