@@ -2,6 +2,7 @@
 
 from .call.container import LifespanContainer, inject
 from .call.view import View, current_container, get_container
+from .call.worker import WorkerSummary, run_worker
 from .declare.params import Depends
 from .events import LifespanEvent
 from .exceptions import (
@@ -36,9 +37,11 @@ __all__ = [
     "UnavailableLifespanDependency",
     "UninitializedLifespanDependency",
     "View",
+    "WorkerSummary",
     "current_container",
     "enable_lifespan_scope",
     "get_container",
     "inject",
     "lifespan_container",
+    "run_worker",
 ]

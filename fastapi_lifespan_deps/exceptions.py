@@ -150,17 +150,26 @@ class LifespanTimeout(LifespanDependencyError, TimeoutError):
 
     A start that was cut off fails the startup, or the refresh; the error of a stop is logged and
     raised at shutdown. `provider` is the dependency, `seconds` its limit, `path` the steps to it.
+
+    Or a worker's handler took longer than `call_timeout`: then `provider` is the handler.
     """
 
     def __init__(
-        self, provider: Callable[..., Any], step: str, seconds: float, path: Sequence[Step]
+        self,
+        provider: Callable[..., Any],
+        step: str,
+        seconds: float,
+        path: Sequence[Step],
+        *,
+        option: str | None = None,
     ) -> None:
         self.provider = provider
         self.seconds = seconds
         self.path = tuple(path)
+        option = option or f"{step}_timeout"
         super().__init__(
             f"`{name_of(provider)}` did not {step} within {seconds:g} seconds "
-            f"({step}_timeout={seconds}), and was cancelled.\n\n{draw_path(path)}\n\n"
+            f"({option}={seconds}), and was cancelled.\n\n{draw_path(path)}\n\n"
             f"Give it more time, or find out what it waits for."
         )
 

@@ -43,6 +43,8 @@ ORDER = (
     "call.inject",
     "call.view",
     "call.container",
+    "call.signals",
+    "call.worker",
     "serve.binding",
     "serve.lifespan",
     "serve.routing",

@@ -14,7 +14,12 @@ from anyio import CancelScope, current_effective_deadline, get_cancelled_exc_cla
 from fastapi_lifespan_deps._compat import Kind
 from fastapi_lifespan_deps.declare.plan import OverridesProvider
 from fastapi_lifespan_deps.events import logger
-from fastapi_lifespan_deps.exceptions import LifespanDependencyError, LifespanNotRunning, name_of
+from fastapi_lifespan_deps.exceptions import (
+    LifespanDependencyError,
+    LifespanNotRunning,
+    UnavailableLifespanDependency,
+    name_of,
+)
 from fastapi_lifespan_deps.live.asking import Standing, pinned_here, under
 from fastapi_lifespan_deps.live.entering import in_thread
 from fastapi_lifespan_deps.live.generation import Generation, Pin, labels
@@ -59,6 +64,15 @@ class Calls:
             )
         if self._is_closing:
             raise LifespanNotRunning("it is being left", "Call before the end of its block.")
+
+    def check_ready(self, at: Standing, function: Callable[..., Any]) -> None:
+        """Raise unless a function can be called here and now, or when a refresh is over."""
+        self._run.live.supervisor.tasks.check_loop()
+        self.check_open()
+        generation = self._run.current
+        for key in self.order(generation, at.overrides_provider, function, {}).keys:
+            with suppress(UnavailableLifespanDependency):
+                generation.value(at.overrides_provider, key)
 
     def begin(self, pin: object, scope: "Cancellable | None") -> None:
         with self._lock:

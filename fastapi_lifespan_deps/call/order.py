@@ -3,6 +3,7 @@
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -50,6 +51,12 @@ class CallHolder(Injection):
     """What a call holds of a generation: it is pinned as a request is."""
 
     is_lasting = False
+
+    def lasting(self) -> "CallHolder":
+        """The same for a call that ends only with what it is a part of."""
+        lasting = copy(self)
+        lasting.is_lasting = True
+        return lasting
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from fastapi_lifespan_deps.live.entering import OneContext
 from fastapi_lifespan_deps.live.tasks import finished
 
 from .calls import check_thread, is_in_loop
+from .order import CallHolder
 from .threads import steps
 
 
@@ -31,10 +32,12 @@ class Stream(AbstractAsyncContextManager["Stream"], AsyncIterator[Any]):
         kwargs: dict[str, Any],
         *,
         throws: bool = False,
+        is_lasting: bool = False,
     ) -> None:
         self._at = at
         self._call = function, args, kwargs
         self._throws = throws  # an error of who takes the items is the function's
+        self._is_lasting = is_lasting  # nobody can wait for its end
         self._asked, self._answered = Event(), Event()
         self._over = Event()
         self._scope = CancelScope()
@@ -65,6 +68,10 @@ class Stream(AbstractAsyncContextManager["Stream"], AsyncIterator[Any]):
             finally:
                 del failure, error
 
+    async def aclose(self) -> None:
+        """Leave it."""
+        await self.__aexit__(None, None, None)
+
     async def __anext__(self) -> Any:
         self._answered = Event()
         self._asked.set()
@@ -89,6 +96,11 @@ class Stream(AbstractAsyncContextManager["Stream"], AsyncIterator[Any]):
 
     async def _give(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.standing = under.get()
+        if self._is_lasting:
+            assert self.standing.pin is not None
+            holder = self.standing.pin.holder
+            assert isinstance(holder, CallHolder)
+            self.standing.pin.holder = holder.lasting()
         items = self._call[0](*args, **kwargs)
         try:
             while await self._is_asked():

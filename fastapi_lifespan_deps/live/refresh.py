@@ -5,6 +5,7 @@ from functools import partial
 from typing import Literal
 
 import anyio
+import anyio.lowlevel
 
 from fastapi_lifespan_deps.declare.plan import Node, Provider
 from fastapi_lifespan_deps.events import Events, LifespanEvent
@@ -88,6 +89,12 @@ class Refresher:
             self._latest = task.done
             under_way = self._under_way[provider] = policy, task
         return under_way[1]
+
+    async def over(self) -> None:
+        """Wait until what is being refreshed now, is."""
+        for _, task in list(self._under_way.values()):
+            await task.done.wait()
+        await anyio.lowlevel.checkpoint()
 
     async def _refresh(
         self,
