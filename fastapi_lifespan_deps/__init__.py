@@ -1,6 +1,7 @@
 """FastAPI dependencies that live as long as the application."""
 
 from .call.container import LifespanContainer, inject
+from .call.sets import DependencySet, dependency_sets
 from .call.view import View, current_container, get_container
 from .call.worker import WorkerSummary, run_worker
 from .declare.params import Depends
@@ -23,6 +24,7 @@ from .serve.applications import LifespanFastAPI, enable_lifespan_scope, lifespan
 __all__ = [
     "DependencyCycleError",
     "DependencyScopeError",
+    "DependencySet",
     "Depends",
     "Draining",
     "InvalidDependencyScope",
@@ -39,6 +41,7 @@ __all__ = [
     "View",
     "WorkerSummary",
     "current_container",
+    "dependency_sets",
     "enable_lifespan_scope",
     "get_container",
     "inject",

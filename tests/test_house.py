@@ -42,6 +42,7 @@ ORDER = (
     "call.streams",
     "call.inject",
     "call.view",
+    "call.sets",
     "call.container",
     "call.signals",
     "call.worker",
@@ -50,6 +51,8 @@ ORDER = (
     "serve.routing",
     "serve.options",
     "serve.applications",
+    "see.command_line",
+    "__main__",
 )
 
 

@@ -31,6 +31,7 @@ from fastapi_lifespan_deps.live.run import Leaving, LifespanStart, Run
 from .calls import invoking
 from .inject import injecting, original_of, shown
 from .order import Handler, check
+from .sets import GROUP, chosen
 from .threads import call_in_thread
 from .view import View, open_calls
 
@@ -138,6 +139,47 @@ class LifespanContainer(View):
             container._keep(function)
         return container
 
+    @classmethod
+    def from_set(
+        cls,
+        name: str | None = None,
+        *,
+        group: str = GROUP,
+        handlers: Iterable[Callable[..., Any]] = (),
+        overrides: Overrides | None = None,
+        lifespan_start: LifespanStart | None = None,
+        on_lifespan_event: Listener | None = None,
+    ) -> Self:
+        """A container of what an installed package offers: see `dependency_sets`.
+
+        Args:
+            name: of the set. It may be left out if there is only one.
+            group: the entry points' group.
+            handlers: see `LifespanContainer`, as the other arguments. `overrides` go before those
+                of the set.
+
+        Raises:
+            LifespanDependencyError: there is none of that name, or several and none is named.
+
+        Example:
+            ```python
+            container = LifespanContainer.from_set(os.environ["DEPENDENCIES"])
+            ```
+        """
+        providers, replaced = chosen(name, group)
+        return cls(
+            *providers,
+            handlers=handlers,
+            overrides={**replaced, **(overrides or {})},
+            lifespan_start=lifespan_start,
+            on_lifespan_event=on_lifespan_event,
+        )
+
+    def _add(self, providers: Iterable[Any], overrides: Overrides) -> None:
+        """Start these besides, and override these."""
+        self._providers += map(_declared, providers)
+        self.dependency_overrides.update(overrides)
+
     @property
     def _overrides_provider(self) -> Any:
         return self._application or self
@@ -174,7 +216,7 @@ class LifespanContainer(View):
             def resize(image_id: int, *, storage: StorageDep) -> None: ...
             ```
         """
-        wrapper: Callable[..., R] = injecting(function, lambda: self._standing)
+        wrapper: Callable[..., R] = injecting(function, lambda: self._standing, self)
         self._collect(function)
         return wrapper
 

@@ -16,8 +16,13 @@ from .streams import Stream, StreamInThread
 from .threads import call_in_thread
 
 
-def injecting(function: Callable[..., Any], standing: Callable[[], Standing]) -> Any:
-    """A function of the same kind, whose injected parameters are filled, and hidden."""
+def injecting(
+    function: Callable[..., Any], standing: Callable[[], Standing], container: object = None
+) -> Any:
+    """A function of the same kind, whose injected parameters are filled, and hidden.
+
+    `container` is known from it, if it is by itself.
+    """
     if not inspect.isroutine(function):
         raise LifespanDependencyError(
             f"`{name_of(function)}` is not a function or a method, so nothing can be injected into "
@@ -55,6 +60,7 @@ def injecting(function: Callable[..., Any], standing: Callable[[], Standing]) ->
     }
     wrapper = shown(made[kind_of(function)], function)
     wrapper.__lifespan_function__ = function  # type: ignore[attr-defined]  # see `original_of`
+    wrapper.__lifespan_injector__ = container  # type: ignore[attr-defined]  # see `container_of`
     return wrapper
 
 
@@ -64,6 +70,11 @@ def original_of(function: Callable[..., Any]) -> Callable[..., Any]:
     if isinstance(function, MethodType) and original is not function:
         return MethodType(original, function.__self__)
     return original
+
+
+def container_of(function: Callable[..., Any]) -> Any:
+    """The container that has injected a function, if one by itself has."""
+    return getattr(function, "__lifespan_injector__", None)
 
 
 def shown(wrapper: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,228 @@
+"""The command `fastapi-lifespan-deps`."""
+
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fastapi_lifespan_deps.see import command_line
+from fastapi_lifespan_deps.see.command_line import cli
+from tests.processes import ROOT, ServerProcess
+
+MAIN = """
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated
+
+import anyio
+
+from fastapi_lifespan_deps import Depends, LifespanContainer
+
+
+def get_model() -> Iterator[str]:
+    print("started", flush=True)
+    yield "model"
+    print("stopped", flush=True)
+
+
+def get_fake() -> str:
+    return "fake"
+
+
+ModelDep = Annotated[str, Depends(get_model, scope="lifespan")]
+SETS = {"real": [get_model], "fake": {get_model: get_fake}}
+
+container, other = LifespanContainer(), LifespanContainer()
+
+
+async def numbers() -> AsyncIterator[int]:
+    yield 1
+    yield 2
+
+
+queue = numbers()
+
+
+@container.inject
+async def endless(model: ModelDep) -> AsyncIterator[int]:
+    yield 1
+    await anyio.sleep_forever()
+
+
+@other.inject
+async def of_another(model: ModelDep) -> AsyncIterator[int]:
+    yield 1
+
+
+@container.inject
+async def injected(message: int, model: ModelDep) -> None:
+    print(f"handled {message} with the {model}", flush=True)
+
+
+async def plain(message: int, model: ModelDep) -> str:
+    if message == 2:
+        raise ValueError("two is too much")
+    return f"{message} with the {model}"
+
+
+async def slow(message: int) -> None:
+    await anyio.sleep_forever()
+
+
+def acknowledge(message: int, result: str) -> None:
+    print(f"acknowledged {result}")
+
+
+def give_up(message: int, error: Exception) -> None:
+    print(f"gave up {message}: {error}")
+"""
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The directory of a program, and the current one."""
+    (tmp_path / "worker_main.py").write_text(MAIN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    yield tmp_path
+    sys.modules.pop("worker_main", None)
+
+
+@pytest.fixture
+def run(main: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(command: str) -> tuple[int, str]:
+        result = CliRunner().invoke(cli, command.split())
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.output
+
+    return run
+
+
+def offer(directory: Path) -> None:
+    found = directory / "worker_main-1.0.dist-info"
+    found.mkdir()
+    (found / "METADATA").write_text("Metadata-Version: 2.1\nName: worker-main\nVersion: 1.0\n")
+    (found / "entry_points.txt").write_text("[fastapi_lifespan_deps]\nmain = worker_main:SETS\n")
+
+
+def test_a_handler_brings_its_container(run: Run) -> None:
+    assert run("worker worker_main:injected --messages worker_main:queue") == (
+        0,
+        "started\nhandled 1 with the model\nhandled 2 with the model\nstopped\n"
+        "2 taken, 2 done, 0 failed, 0 cancelled: no more messages\n",
+    )
+
+
+def test_a_plain_handler_gets_one(run: Run) -> None:
+    code, output = run(
+        "worker worker_main:plain --messages worker_main:numbers "
+        "--on-done worker_main:acknowledge --on-error worker_main:give_up"
+    )
+    assert code == 0
+    assert output == (
+        "started\nacknowledged 1 with the model\ngave up 2: two is too much\nstopped\n"
+        "2 taken, 1 done, 1 failed, 0 cancelled: no more messages\n"
+    )
+
+
+@pytest.mark.parametrize("handler", ["plain", "injected"])
+def test_a_set_is_added(run: Run, main: Path, handler: str) -> None:
+    offer(main)
+    code, output = run(
+        f"worker worker_main:{handler} --messages worker_main:numbers --dependencies fake "
+        "--on-done worker_main:acknowledge --on-error worker_main:give_up"
+    )
+    assert code == 0
+    assert "with the fake" in output
+    assert "started" not in output
+
+
+@pytest.mark.parametrize("handler", ["plain", "injected"])
+def test_an_unknown_set_is_told(run: Run, main: Path, handler: str) -> None:
+    offer(main)
+    code, output = run(
+        f"worker worker_main:{handler} --messages worker_main:numbers --dependencies gpu"
+    )
+    assert code == 2
+    assert output.startswith(
+        "LifespanDependencyError: No set is named 'gpu'. Choose from 'fake', 'real'"
+    )
+
+
+def test_an_error_that_nobody_decides_about_is_raised(run: Run) -> None:
+    with pytest.raises(ValueError, match="two is too much"):
+        run("worker worker_main:plain --messages worker_main:numbers")
+
+
+def test_a_time_limit(run: Run) -> None:
+    code, output = run(
+        "worker worker_main:slow --messages worker_main:numbers --call-timeout 0.001 "
+        "--on-error worker_main:give_up --concurrency 2 --grace-period 1"
+    )
+    assert code == 0
+    assert "2 taken, 0 done, 2 failed" in output
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        ("worker_main --messages worker_main:numbers", "HANDLER: 'worker_main': write MODULE:NAME"),
+        ("nothing:f --messages worker_main:numbers", "'nothing:f': there is no module 'nothing'"),
+        ("worker_main.a:f --messages worker_main:numbers", "no module 'worker_main.a'"),
+        ("worker_main:f --messages worker_main:numbers", "has no attribute 'f'"),
+        ("worker_main:plain --messages worker_main:f", "Invalid value for --messages"),
+        ("worker_main:injected --messages worker_main:of_another", "by different containers"),
+    ],
+)
+def test_what_is_wrong_is_told(run: Run, command: str, text: str) -> None:
+    code, output = run(f"worker {command}")
+    assert code == 2
+    assert text in " ".join(output.replace("│", "").split())
+
+
+def test_a_module_that_imports_what_is_not_there(run: Run, main: Path) -> None:
+    Path("worker_broken.py").write_text("import not_installed")
+    with pytest.raises(ModuleNotFoundError, match="No module named 'not_installed'"):
+        run("worker worker_broken:f --messages worker_main:numbers")
+
+
+def test_sigterm_stops_it(main: Path) -> None:
+    command = "-m fastapi_lifespan_deps worker worker_main:injected --messages worker_main:endless"
+    with ServerProcess(command.split(), PYTHONPATH=f"{ROOT}:{main}") as worker:
+        worker.read_until("(handled 1 with the model)")
+        worker.process.terminate()
+        assert worker.wait() == 0
+    assert worker.output.splitlines() == [
+        "started",
+        "handled 1 with the model",
+        "INFO: SIGTERM: the worker takes no more messages",
+        "stopped",
+        "1 taken, 1 done, 0 failed, 0 cancelled: stopped by SIGTERM",
+    ]
+
+
+def test_typer_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "typer", None)
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(command_line.__file__)
+    assert caught.value.code == (
+        "The command line needs typer: pip install 'fastapi-lifespan-deps[cli]'"
+    )
+
+
+def test_it_is_a_module_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fastapi-lifespan-deps", "--help"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("fastapi_lifespan_deps", run_name="__main__")
+    assert not caught.value.code
+    assert "Usage: fastapi-lifespan-deps" in capsys.readouterr().out
