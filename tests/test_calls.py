@@ -1352,3 +1352,64 @@ async def test_a_call_in_a_thread_is_not_pinned_to_what_is_not_current() -> None
         await view.refresh(get_engine)
         assert former.take(Pin()) is False
         assert former.pins == {}
+
+
+async def test_who_takes_the_items_of_a_stream_cannot_wait_for_its_end() -> None:
+    @inject
+    async def numbers(engine: EngineDep) -> AsyncIterator[int]:
+        yield 1
+        assert engine.is_alive
+
+    async with LifespanContainer(handlers=[numbers]) as running:
+        async for _ in numbers():
+            with pytest.raises(RefreshError, match="would wait for its own end"):
+                await running.refresh(get_engine, policy="resource_preserving")
+            draining = await running.refresh(get_engine)
+            with pytest.raises(RefreshError, match="uses the old value itself"):
+                await draining.wait()
+        await draining.wait()
+        await running.refresh(get_engine, policy="resource_preserving")
+
+
+async def test_what_is_entered_in_a_request_is_pinned_as_the_request_is() -> None:
+    async def read_engine(engine: EngineDep) -> Engine:
+        return engine
+
+    app = LifespanFastAPI(handlers=[read_engine])
+
+    @app.get("/")
+    async def read(engine: EngineDep) -> bool:
+        await app.lifespan_container.refresh(get_engine)  # it has asked, and others see the new one
+        async with app.lifespan_container.enter(read_engine) as entered:
+            return entered is engine
+
+    @app.get("/other")
+    async def read_other(engine: EngineDep) -> bool:
+        async def refresh() -> None:
+            await app.lifespan_container.refresh(get_engine)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(refresh)
+        async with app.lifespan_container.enter(read_engine) as entered:
+            return entered is engine
+
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        assert (await client.get("/")).json() is False
+        assert (await client.get("/other")).json() is True
+
+
+async def hidden(session: "Annotated[Missing, Depends(get_session)]") -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+
+async def in_between(hidden: Annotated[None, Stock(hidden)]) -> None: ...
+
+
+@pytest.mark.parametrize("function", [hidden, in_between])
+async def test_a_declaration_that_cannot_be_read_is_refused(function: Callable[..., Any]) -> None:
+    with pytest.raises(LifespanDependencyError) as caught:
+        LifespanContainer().inject(function)
+    text = str(caught.value)
+    assert "`hidden` (tests/test_calls.py:" in text
+    assert "declares `session: Annotated[Missing, Depends(get_session)]`" in text
+    with pytest.raises(LifespanDependencyError, match="not all of these names exist"):
+        LifespanContainer(handlers=[function])

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from fastapi_lifespan_deps import (
     LifespanContainer,
     LifespanDependencyError,
     LifespanNotRunning,
+    RefreshError,
     current_container,
     get_container,
     inject,
@@ -352,14 +354,42 @@ def test_an_interrupted_call_is_left_before_that_is_raised() -> None:
     assert log[-1] == "engine down"
 
 
-def test_an_interrupt_while_a_dependency_is_entered_leaves_it_too() -> None:
-    entered = threading.Event()
-
+def test_an_interrupt_cuts_off_what_is_being_entered() -> None:
     async def slow() -> AsyncIterator[None]:
         interrupt()
-        await anyio.to_thread.run_sync(entered.wait, PATIENCE)
+        try:
+            await anyio.sleep_forever()
+        finally:
+            log.append("cut off")
         yield
-        log.append("left")
+
+    @inject
+    def function(
+        session: Annotated[str, Stock(get_session)], nothing: Annotated[None, Stock(slow)]
+    ) -> None:
+        raise AssertionError
+
+    with LifespanContainer(handlers=[function]).sync() as running:
+        with pytest.raises(KeyboardInterrupt):
+            running.call(function)
+        assert log[1:] == [
+            "open session",
+            "cut off",
+            "session sees KeyboardInterrupt",
+            "close session",
+        ]
+
+
+def test_what_is_entered_in_spite_of_an_interrupt_sees_it() -> None:
+    async def slow() -> AsyncIterator[None]:
+        interrupt()
+        with suppress(anyio.get_cancelled_exc_class()):
+            await anyio.sleep_forever()
+        try:
+            yield
+        except BaseException as error:
+            log.append(f"sees {type(error).__name__}")
+            raise
 
     @inject
     def function(nothing: Annotated[None, Stock(slow)]) -> None:
@@ -368,8 +398,17 @@ def test_an_interrupt_while_a_dependency_is_entered_leaves_it_too() -> None:
     with LifespanContainer().sync() as running:
         with pytest.raises(KeyboardInterrupt):
             running.call(function)
-        entered.set()
-    assert log == ["left"]
+        assert log == ["sees KeyboardInterrupt"]
+
+
+async def interrupt_twice(entered: threading.Event) -> None:
+    """Nobody waits for what can't be cut off when there is a second interrupt."""
+    interrupt()
+    with suppress(anyio.get_cancelled_exc_class()):
+        await anyio.sleep_forever()
+    interrupt()
+    with anyio.CancelScope(shield=True):
+        await anyio.to_thread.run_sync(entered.wait, PATIENCE)
 
 
 def test_leaving_waits_for_what_an_interrupted_call_has_left_behind(
@@ -379,8 +418,7 @@ def test_leaving_waits_for_what_an_interrupted_call_has_left_behind(
     entered = threading.Event()
 
     async def slow(engine: EngineDep) -> AsyncIterator[None]:
-        interrupt()
-        await anyio.to_thread.run_sync(entered.wait, PATIENCE)
+        await interrupt_twice(entered)
         yield
         assert engine.is_alive
         log.append("left")
@@ -404,8 +442,7 @@ def test_what_an_interrupted_call_cannot_leave_is_logged(caplog: pytest.LogCaptu
     entered = threading.Event()
 
     async def slow() -> AsyncIterator[None]:
-        interrupt()
-        await anyio.to_thread.run_sync(entered.wait, PATIENCE)
+        await interrupt_twice(entered)
         yield
         raise ZeroDivisionError
 
@@ -418,6 +455,100 @@ def test_what_an_interrupted_call_cannot_leave_is_logged(caplog: pytest.LogCaptu
             running.call(function)
         entered.set()
     assert "A dependency of a call failed to end" in caplog.text
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_what_hangs_while_it_is_entered_is_cut_off_with_the_container(
+    monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    monkeypatch.setattr("fastapi_lifespan_deps.call.calls.GRACE", 0.001)
+    began = threading.Event()
+
+    async def slow() -> AsyncIterator[None]:
+        began.set()
+        await anyio.sleep_forever()
+        yield
+
+    @inject
+    def function(
+        session: Annotated[str, Stock(get_session)], nothing: Annotated[None, Stock(slow)]
+    ) -> None:
+        raise AssertionError
+
+    async def main() -> None:
+        async def call() -> None:
+            with pytest.raises(LifespanNotRunning, match="which took too long") as caught:
+                await anyio.to_thread.run_sync(function)
+            log.append(type(caught.value).__name__)
+
+        container = LifespanContainer(handlers=[function])
+        async with anyio.create_task_group() as tasks, container:
+            tasks.start_soon(call)
+            await anyio.to_thread.run_sync(began.wait, PATIENCE)
+
+    anyio.run(main, backend=backend)
+    assert sorted(log[2:]) == [
+        "LifespanNotRunning",
+        "close session",
+        "engine down",
+        "session sees LifespanNotRunning",
+    ]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_functions_leave_threads_for_what_they_wait_for(backend: str) -> None:
+    together = threading.Barrier(40, timeout=PATIENCE)
+
+    async def read() -> str:
+        return await anyio.to_thread.run_sync(lambda: "read")
+
+    def function(word: Annotated[str, Stock(get_word)]) -> str:
+        together.wait()
+        return in_there()
+
+    @inject
+    def in_there(text: Annotated[str, Stock(read)]) -> str:
+        return text
+
+    async def main() -> None:
+        async with LifespanContainer() as running, anyio.create_task_group() as tasks:
+            for _ in range(40):
+                tasks.start_soon(running.call, function)
+
+    with_limit(main, backend)
+
+
+def with_limit(main: Callable[[], Any], backend: str) -> None:
+    """Run it, and fail if it hangs."""
+
+    async def limited() -> None:
+        with anyio.fail_after(PATIENCE):
+            await main()
+
+    anyio.run(limited, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_dependency_of_a_call_in_a_thread_cannot_wait_for_its_end(backend: str) -> None:
+    async def refreshing(
+        engine: EngineDep, container: Annotated[LifespanContainer, Stock(get_container)]
+    ) -> str:
+        try:
+            await container.refresh(get_engine, policy="resource_preserving")
+        except RefreshError as error:
+            return str(error)
+        raise AssertionError
+
+    @inject
+    def function(text: Annotated[str, Stock(refreshing)]) -> str:
+        return text
+
+    async def main() -> None:
+        async with LifespanContainer(handlers=[function]):
+            found = await anyio.to_thread.run_sync(function)
+            assert "would wait for its own end" in found
+
+    with_limit(main, backend)
 
 
 # run and command

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 import anyio
-from anyio import CancelScope, current_effective_deadline, get_cancelled_exc_class
+from anyio import CancelScope, CapacityLimiter, current_effective_deadline, get_cancelled_exc_class
 
 from fastapi_lifespan_deps._compat import Kind
 from fastapi_lifespan_deps.declare.plan import OverridesProvider
@@ -24,13 +24,16 @@ from fastapi_lifespan_deps.live.asking import Standing, pinned_here, under
 from fastapi_lifespan_deps.live.entering import in_thread
 from fastapi_lifespan_deps.live.generation import Generation, Pin, labels
 from fastapi_lifespan_deps.live.run import Run
-from fastapi_lifespan_deps.live.tasks import call_soon, current_loop, finished
+from fastapi_lifespan_deps.live.tasks import call_soon, current_loop, current_task, finished
 
 from .leaving import Entered, Failures, enter, in_order, leave
 from .order import Arguments, Order, bound_arguments, injected_names, order_of, rebound
 
 # How long, in seconds, running calls may go on when their container is left.
 GRACE = 10.0
+
+# How many synchronous functions may run at once in worker threads: anyio's own number.
+THREADS = 40
 
 
 class Cancellable(Protocol):
@@ -50,6 +53,8 @@ class Calls:
         self._container = container
         self._lock = threading.Lock()
         self._running: dict[object, Cancellable | None] = {}  # None: in a thread, which goes on
+        # of their own: what functions wait for may need one of anyio's
+        self._threads = CapacityLimiter(THREADS)
         self._is_closing = False
         self._idle = anyio.Event()
 
@@ -173,7 +178,7 @@ class Calls:
         inner = Standing(at.run, at.overrides_provider, pin, under.get(None))
         token = under.set(inner)
         try:
-            invoke = invoke or invoking(function, order.kind)
+            invoke = invoke or invoking(function, order.kind, self._threads)
             with CancelScope() as scope:
                 self.begin(pin, scope)
                 try:
@@ -254,10 +259,8 @@ def is_cancelled() -> bool:
     """Whether the task is cancelled that we are in, by whoever has started it."""
     if current_effective_deadline() == -math.inf:
         return True
-    task = None
-    with suppress(RuntimeError):  # it is trio's
-        task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    task = current_task()
+    return isinstance(task, asyncio.Task) and task.cancelling() > 0
 
 
 def taken(arguments: Arguments, slots: list[Any]) -> dict[str, Any]:
@@ -278,12 +281,14 @@ def filled(
     return args, {**injected, **kwargs}
 
 
-def invoking(function: Callable[..., Any], kind: Kind) -> Invoke:
-    """How a function is called once; a stream is refused."""
+def invoking(
+    function: Callable[..., Any], kind: Kind, threads: CapacityLimiter | None = None
+) -> Invoke:
+    """How a function is called once, in one of these threads; a stream is refused."""
     if kind is Kind.COROUTINE:
         return lambda args, kwargs: function(*args, **kwargs)
     if kind is Kind.FUNCTION:
-        return lambda args, kwargs: in_thread(lambda: function(*args, **kwargs))
+        return lambda args, kwargs: in_thread(lambda: function(*args, **kwargs), limiter=threads)
     raise LifespanDependencyError(
         f"`{name_of(function)}` is a generator function, and cannot be called once. Iterate over "
         "what `container.inject` makes of it; enter a dependency by `container.enter`."

@@ -8,9 +8,9 @@ from typing import Any, Self
 
 from anyio import CancelScope, Event
 
-from fastapi_lifespan_deps.live.asking import Standing, under
+from fastapi_lifespan_deps.live.asking import Standing, pinned_here, under
 from fastapi_lifespan_deps.live.entering import OneContext
-from fastapi_lifespan_deps.live.tasks import finished
+from fastapi_lifespan_deps.live.tasks import current_task, finished
 
 from .calls import check_thread, is_in_loop
 from .order import CallHolder
@@ -34,7 +34,8 @@ class Stream(AbstractAsyncContextManager["Stream"], AsyncIterator[Any]):
         throws: bool = False,
         is_lasting: bool = False,
     ) -> None:
-        self._at = at
+        # here, where the request or the call is known that asks for it
+        self._at = at._replace(pin=at.pin or pinned_here(at.run.live))
         self._call = function, args, kwargs
         self._throws = throws  # an error of who takes the items is the function's
         self._is_lasting = is_lasting  # nobody can wait for its end
@@ -79,6 +80,8 @@ class Stream(AbstractAsyncContextManager["Stream"], AsyncIterator[Any]):
             await self._answered.wait()
         if self._over.is_set():
             raise StopAsyncIteration
+        assert self.standing.pin is not None
+        self.standing.pin.extend().taker = current_task()
         item, self._item = self._item, None
         return item
 

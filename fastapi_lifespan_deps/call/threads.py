@@ -26,18 +26,21 @@ from .order import Entry, Order
 class Owner:
     """The task in the event loop that enters and leaves the asynchronous dependencies of a call.
 
-    It is asked from the thread of the call, which waits for each answer.
+    It is asked from the thread of the call, which waits for each answer. `entered` is where the
+    call notes what it has entered.
     """
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._asked: deque[tuple[Callable[[], Awaitable[Any]], Future[Any]]] = deque()
+        self._asked: deque[Asked] = deque()
         self._entered: list[Entered] = []
+        self._scope: CancelScope | None = None
+        self._is_cut_off = False
         self._is_over = False
         self._death: BaseException | None = None
         self._wake: Event
         self._context = copy_context()  # that of the call
-        run.calls.begin(self, None)
+        run.calls.begin(self, self)
         self._soon(self._start)
 
     def __str__(self) -> str:
@@ -52,14 +55,16 @@ class Owner:
         tasks = self._run.live.supervisor.tasks
         tasks.spawn(self._answer, self._end, "a synchronous call", self._context)
 
-    def enter(self, entry: Entry, arguments: dict[str, Any]) -> Any:
-        """Enter a dependency there, and wait for its value."""
+    def enter(self, entry: Entry, arguments: dict[str, Any], entered: list[Entered]) -> Any:
+        """Enter a dependency there, and wait for its value; what is to be left is noted."""
 
-        async def entering() -> tuple[Any, Entered | None]:
+        async def entering() -> Any:
             value = await enter(entry, arguments, self._entered)
-            return value, self._entered[-1] if entry.kind is Kind.ASYNC_GENERATOR else None
+            if entry.kind is Kind.ASYNC_GENERATOR:
+                entered.append(self._entered[-1])
+            return value
 
-        return self.ask(entering)
+        return self.ask(entering, can_be_cut_off=True)
 
     def leave(self, one: Entered, error: BaseException | None) -> None:
         """Leave a dependency there, and wait for its end."""
@@ -76,11 +81,25 @@ class Owner:
         with suppress(RuntimeError):  # the event loop has ended
             self._soon(self._notify)
 
-    def ask(self, function: Callable[[], Awaitable[Any]]) -> Any:
+    def cancel(self) -> None:
+        """Cut off what is being entered, or will be."""
+        self._is_cut_off = True
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def ask(self, function: Callable[[], Awaitable[Any]], *, can_be_cut_off: bool = False) -> Any:
+        """Have something done there, and wait until it is, also if that is interrupted."""
         answer: Future[Any] = Future()
-        self._asked.append((function, answer))
+        self._asked.append((function, answer, can_be_cut_off))
         self._soon(self._notify)
-        return answer.result()
+        try:
+            return answer.result()
+        except BaseException:
+            if not answer.done():
+                if can_be_cut_off:
+                    self._soon(self.cancel)
+                answer.exception()
+            raise
 
     def _notify(self) -> None:
         if self._death is not None:
@@ -100,13 +119,16 @@ class Owner:
 
     async def _answer(self) -> None:
         cancelled: BaseException | None = None
-        with CancelScope(shield=True):
+        # What is being entered can be cut off; what has been entered needs its end undisturbed.
+        with CancelScope() as self._scope, CancelScope(shield=True) as shield:
+            if self._is_cut_off:
+                self._scope.cancel()
             try:
                 while not self._is_over:
                     await self._wake.wait()
                     self._wake = Event()
                     while self._asked:
-                        await self._do(*self._asked.popleft())
+                        await self._do(*self._asked.popleft(), shield)
             except get_cancelled_exc_class() as error:
                 # by a dependency that it holds, whose scope it is in, or at the loop's end
                 cancelled = error
@@ -123,12 +145,31 @@ class Owner:
                 failures.settle("The call", is_cancelled=False)
                 self._death = failures.result()
 
-    async def _do(self, function: Callable[[], Awaitable[Any]], answer: "Future[Any]") -> None:
+    async def _do(
+        self,
+        function: Callable[[], Awaitable[Any]],
+        answer: "Future[Any]",
+        can_be_cut_off: bool,
+        shield: CancelScope,
+    ) -> None:
+        shield.shield = not can_be_cut_off
         try:
-            answer.set_result(await function())
+            value = await function()
         except BaseException as error:
+            shield.shield = True
+            if self._is_cut_off and isinstance(error, get_cancelled_exc_class()):
+                error = LifespanNotRunning(
+                    "it was left while a dependency of a synchronous call was entered, which took "
+                    "too long",
+                    "Let calls end before the end of the container's block.",
+                )
             answer.set_exception(error)
+        else:
+            shield.shield = True
+            answer.set_result(value)
 
+
+Asked = tuple[Callable[[], Awaitable[Any]], "Future[Any]", bool]
 
 # What is done with the function, in the thread of the call; it may yield.
 Steps = Callable[[tuple[Any, ...], dict[str, Any]], Generator[Any, None, Any]]
@@ -201,7 +242,7 @@ def _pinned(
     owner = Owner(run)
     try:
         pinning = partial(calls.pin, outer, at.overrides_provider, function, kwargs)
-        found: tuple[Order, Pin] = owner.ask(pinning)
+        found: tuple[Order, Pin] = owner.ask(pinning, can_be_cut_off=True)
         return found
     finally:
         owner.finish()
@@ -249,9 +290,7 @@ class _Stay:
     def enter(self, entry: Entry, arguments: dict[str, Any]) -> Any:
         if entry.kind.is_async:
             assert self._owner is not None
-            value, one = self._owner.enter(entry, arguments)
-            self._entered += [] if one is None else [one]
-            return value
+            return self._owner.enter(entry, arguments, self._entered)
         if entry.kind is Kind.GENERATOR:
             return begin(entry, arguments, self._entered)
         return entry.call(**arguments)

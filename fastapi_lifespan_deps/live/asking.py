@@ -11,6 +11,7 @@ from fastapi_lifespan_deps.exceptions import RefreshError, name_of
 
 from .generation import Generation, Pin, labels
 from .instance import Instance
+from .tasks import current_task
 from .values import LiveValues
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -84,6 +85,7 @@ class Asker:
         self.instance = live.inside()
         pins = {} if container is None else {container: None}
         pins |= dict.fromkeys(_serving_pins())
+        pins |= dict.fromkeys(live.taken_by(current_task()))
         at = under.get(None)
         while at is not None:
             if at.pin is not None:

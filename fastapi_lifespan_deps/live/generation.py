@@ -150,6 +150,7 @@ class More:
     inner: tuple[Pin, ...] = ()
     threads: int = 0  # that work for it; one may go on after it has ended
     is_over: bool = False
+    taker: object = None  # the task that has taken an item of a stream, and may take the next
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -28,6 +28,10 @@ class Holdings:
         """Whether nobody is pinned to a former generation."""
         return not (self._pins or self.unmatched)
 
+    @property
+    def all_pins(self) -> list[Pin]:
+        return [pin for pins in self._pins.values() for pin in pins]
+
     def pins(self, instances: Iterable[Instance]) -> Iterator[Pin]:
         """Who holds one of these instances."""
         held = (self._by_instance.get(instance, ()) for instance in instances)

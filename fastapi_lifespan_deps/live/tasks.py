@@ -161,6 +161,15 @@ def current_loop() -> Any:
         return None
 
 
+def current_task() -> object:
+    """The task that runs; None where there is none."""
+    with suppress(RuntimeError):
+        return asyncio.current_task()
+    with suppress(KeyError, RuntimeError):
+        return sys.modules["trio"].lowlevel.current_task()
+    return None
+
+
 def call_soon(loop: Any, function: Callable[..., object], *arguments: object) -> None:
     """Call in an event loop, from another thread; nothing happens if the loop has ended."""
     schedule = getattr(loop, "call_soon_threadsafe", None) or loop.run_sync_soon

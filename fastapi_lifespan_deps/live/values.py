@@ -1,7 +1,7 @@
 """Live: the values of a run. Whatever changes them is one `change`; what is unused drains."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -260,6 +260,13 @@ class LiveValues:
             if not current.held_by(one).instances.isdisjoint(found)
         )
         return list(dict.fromkeys((*pins, *self.holdings.pins(instances))))
+
+    def taken_by(self, task: object) -> Iterator[Pin]:
+        """The streams whose items a task takes: they end when it lets them."""
+        if task is not None:
+            for pin in (*list(self.current.pins), *self.holdings.all_pins):
+                if pin.more is not None and pin.more.taker is task:
+                    yield pin
 
     def _await_matches(self) -> None:
         """Look again at requests that have not got to their route: it may need nothing."""
