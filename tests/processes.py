@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,6 +23,7 @@ class ServerProcess:
         command: Sequence[str] = ("-W", "error", "-m", "docs_src.model_serving", "--port", "0"),
         *,
         pass_fds: Sequence[int] = (),
+        stdin: Any = None,
         **environment: str,
     ) -> None:
         self.process = subprocess.Popen(
@@ -32,6 +33,7 @@ class ServerProcess:
             # that don't run.
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             pass_fds=pass_fds,
+            stdin=stdin,
             start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

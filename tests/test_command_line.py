@@ -1,5 +1,6 @@
 """The command `fastapi-lifespan-deps`."""
 
+import os
 import runpy
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from fastapi_lifespan_deps.see.command_line import cli
 from tests.processes import ROOT, ServerProcess
 
 MAIN = """
+import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
 
@@ -65,6 +67,21 @@ async def plain(message: int, model: ModelDep) -> str:
     if message == 2:
         raise ValueError("two is too much")
     return f"{message} with the {model}"
+
+
+def get_slow() -> Iterator[None]:
+    print("starting", flush=True)
+    sys.stdin.readline()
+    yield
+    print("stopping", flush=True)
+    sys.stdin.readline()
+    print("stopped", flush=True)
+
+
+@LifespanContainer().inject
+async def started_slowly(
+    message: int, slow: Annotated[None, Depends(get_slow, scope="lifespan")]
+) -> None: ...
 
 
 async def slow(message: int) -> None:
@@ -177,7 +194,12 @@ def test_a_time_limit(run: Run) -> None:
         ("worker_main --messages worker_main:numbers", "HANDLER: 'worker_main': write MODULE:NAME"),
         ("nothing:f --messages worker_main:numbers", "'nothing:f': there is no module 'nothing'"),
         ("worker_main.a:f --messages worker_main:numbers", "no module 'worker_main.a'"),
-        ("worker_main:f --messages worker_main:numbers", "has no attribute 'f'"),
+        (
+            "worker_main:f --messages worker_main:numbers",
+            "'worker_main:f': 'worker_main' has no 'f'",
+        ),
+        ("worker_main:plain.x --messages worker_main:numbers", "'worker_main' has no 'x'"),
+        ("worker_main:SETS --messages worker_main:numbers", "'worker_main:SETS' is not a function"),
         ("worker_main:plain --messages worker_main:f", "Invalid value for --messages"),
         ("worker_main:injected --messages worker_main:of_another", "by different containers"),
     ],
@@ -206,6 +228,26 @@ def test_sigterm_stops_it(main: Path) -> None:
         "INFO: SIGTERM: the worker takes no more messages",
         "stopped",
         "1 taken, 1 done, 0 failed, 0 cancelled: stopped by SIGTERM",
+    ]
+
+
+def test_a_signal_while_it_starts_or_stops_lets_it_stop(main: Path) -> None:
+    command = "-m fastapi_lifespan_deps worker worker_main:started_slowly --messages "
+    command += "worker_main:numbers"
+    reading, writing = os.pipe()
+    with (
+        os.fdopen(writing, "w") as told,
+        ServerProcess(command.split(), stdin=reading, PYTHONPATH=f"{ROOT}:{main}") as worker,
+    ):
+        os.close(reading)
+        for seen in ("(starting)", "(stopping)"):
+            worker.read_until(seen)
+            worker.process.terminate()
+            print(file=told, flush=True)
+        assert worker.wait() == 0
+    assert worker.output.splitlines()[-2:] == [
+        "stopped",
+        "0 taken, 0 done, 0 failed, 0 cancelled: stopped by SIGTERM",
     ]
 
 

@@ -31,6 +31,9 @@ SETS = {
 NO_SETS = [get_model]
 WRONG = {"wrong": ["get_model"]}
 WRONG_TOO = {"wrong": 3}
+NO_LIST = {"wrong": Depends(get_model)}
+NO_OVERRIDE = {"wrong": {get_model: Depends(get_fake)}}
+NO_NAME = {3: [get_model]}
 """
 
 Install = Callable[..., None]
@@ -127,8 +130,11 @@ def test_two_packages_must_not_offer_the_same(install: Install) -> None:
     ("name", "text"),
     [
         ("NO_SETS", "offers a `list` as sets of dependencies. It must be a dictionary by name"),
-        ("WRONG", "offers 'wrong', with 'get_model' in it, which is no provider"),
-        ("WRONG_TOO", "offers 'wrong', with 3 in it, which is no provider"),
+        ("WRONG", "offers 'wrong', which is no set: ['get_model']. Give, by a name"),
+        ("NO_LIST", "which is no set: [Depends("),
+        ("NO_OVERRIDE", "which is no set: [Depends("),
+        ("NO_NAME", "offers 3, which is no set: 3. Give, by a name"),
+        ("WRONG_TOO", "offers 'wrong', which is no set: [3]. Give, by a name"),
     ],
 )
 def test_what_is_no_set_is_told(install: Install, name: str, text: str) -> None:
@@ -137,3 +143,13 @@ def test_what_is_no_set_is_told(install: Install, name: str, text: str) -> None:
         dependency_sets()
     assert str(caught.value).startswith("the package models (models = offered_models:")
     assert text in str(caught.value)
+
+
+def test_a_set_that_cannot_be_imported_is_named(install: Install) -> None:
+    install("models", "models = offered_models:MISSING")
+    with pytest.raises(AttributeError) as caught:
+        dependency_sets()
+    assert caught.value.__notes__ == [
+        "the package models (models = offered_models:MISSING) offers sets of dependencies, and "
+        "cannot be imported."
+    ]

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from inspect import iscoroutine
 from typing import Any, Protocol
 
 import anyio
@@ -18,6 +19,7 @@ from fastapi_lifespan_deps.exceptions import (
     LifespanDependencyError,
     LifespanNotRunning,
     UnavailableLifespanDependency,
+    UninitializedLifespanDependency,
     name_of,
 )
 from fastapi_lifespan_deps.live.asking import Standing, pinned_here, under
@@ -78,6 +80,22 @@ class Calls:
         for key in self.order(generation, at.overrides_provider, function, {}).keys:
             with suppress(UnavailableLifespanDependency):
                 generation.value(at.overrides_provider, key)
+
+    async def ready(self, at: Standing, function: Callable[..., Any]) -> None:
+        """Wait until what a function needs is not being refreshed."""
+        while True:
+            generation = self._run.current
+            order = self.order(generation, at.overrides_provider, function, {})
+            try:
+                for key in order.keys:
+                    generation.value(at.overrides_provider, key)
+            except UnavailableLifespanDependency:
+                if not await self._run.refresher.over():
+                    return  # nothing brings it back: let the call say so
+            except UninitializedLifespanDependency:
+                return
+            else:
+                return
 
     def begin(self, pin: object, scope: "Cancellable | None") -> None:
         with self._lock:
@@ -288,7 +306,13 @@ def invoking(
     if kind is Kind.COROUTINE:
         return lambda args, kwargs: function(*args, **kwargs)
     if kind is Kind.FUNCTION:
-        return lambda args, kwargs: in_thread(lambda: function(*args, **kwargs), limiter=threads)
+
+        async def in_a_thread(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            value = await in_thread(lambda: function(*args, **kwargs), limiter=threads)
+            # a lambda around an async function, say: nobody else would await it
+            return await value if iscoroutine(value) else value
+
+        return in_a_thread
     raise LifespanDependencyError(
         f"`{name_of(function)}` is a generator function, and cannot be called once. Iterate over "
         "what `container.inject` makes of it; enter a dependency by `container.enter`."

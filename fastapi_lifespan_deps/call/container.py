@@ -29,7 +29,7 @@ from fastapi_lifespan_deps.live.refresh import Draining, Policy
 from fastapi_lifespan_deps.live.run import Leaving, LifespanStart, Run
 
 from .calls import invoking
-from .inject import injecting, original_of, shown
+from .inject import declaring, injecting, original_of, shown
 from .order import Handler, check
 from .sets import GROUP, chosen
 from .threads import call_in_thread
@@ -221,14 +221,14 @@ class LifespanContainer(View):
         return wrapper
 
     def _collect(self, function: Callable[..., Any]) -> None:
-        original = original_of(function)
+        original = declaring(function)
         check(original, self._overrides_provider, self.dependency_overrides)
         known = [one for one in self._functions if one() is not None]
         self._functions = [*known, ref(original)]
 
     def _keep(self, function: Callable[..., Any]) -> None:
         """Collect what a function declares, to the end."""
-        original = original_of(function)
+        original = declaring(function)
         check(original, self._overrides_provider, self.dependency_overrides)
         self._handlers.append(original)
 
@@ -242,7 +242,7 @@ class LifespanContainer(View):
         functions = [*self._handlers, *(one() for one in self._functions)]
         for function in functions if only is None else only:
             if function is not None:
-                yield Handler(original_of(function), provider)
+                yield Handler(declaring(function), provider)
 
     # Run
 

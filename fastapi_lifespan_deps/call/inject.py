@@ -4,7 +4,7 @@ import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
-from types import MethodType
+from types import CodeType, MethodType
 from typing import Any
 
 from fastapi_lifespan_deps._compat import Kind, kind_of
@@ -15,6 +15,9 @@ from .order import injected_names
 from .streams import Stream, StreamInThread
 from .threads import call_in_thread
 
+# What Python takes for a function, and is something that is made of one.
+NO_FUNCTIONS = functools.partial, staticmethod, classmethod
+
 
 def injecting(
     function: Callable[..., Any], standing: Callable[[], Standing], container: object = None
@@ -23,11 +26,11 @@ def injecting(
 
     `container` is known from it, if it is by itself.
     """
-    if not inspect.isroutine(function):
+    if not inspect.isroutine(function) or isinstance(function, NO_FUNCTIONS):
         raise LifespanDependencyError(
             f"`{name_of(function)}` is not a function or a method, so nothing can be injected into "
-            "it. A decorator that makes tasks goes above: `@app.task`, and below it "
-            "`@container.inject`."
+            "it. A decorator that makes something else goes above: `@app.task`, `@staticmethod`, "
+            "and below it `@container.inject`."
         )
 
     def call_async(*args: Any, **kwargs: Any) -> Any:
@@ -66,10 +69,23 @@ def injecting(
 
 def original_of(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function that was injected, or this one."""
-    original: Callable[..., Any] = getattr(function, "__lifespan_function__", function)
-    if isinstance(function, MethodType) and original is not function:
-        return MethodType(original, function.__self__)
-    return original
+    made = getattr(function, "__func__", function)
+    if getattr(made, "__code__", None) not in _WRAPPERS:
+        return function  # also what is made around it, and has its attributes
+    original: Callable[..., Any] = vars(made)["__lifespan_function__"]
+    return MethodType(original, function.__self__) if isinstance(function, MethodType) else original
+
+
+# The code of what `injecting` makes.
+_WRAPPERS = {one for one in injecting.__code__.co_consts if isinstance(one, CodeType)}
+
+
+def declaring(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function whose declarations count: also one that was injected and then decorated."""
+    found = original_of(function)
+    while hasattr(found, "__lifespan_function__"):
+        found = found.__lifespan_function__
+    return found
 
 
 def container_of(function: Callable[..., Any]) -> Any:

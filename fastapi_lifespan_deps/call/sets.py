@@ -49,7 +49,11 @@ def dependency_sets(group: str = GROUP) -> dict[str, DependencySet]:
 
 
 def _loaded(point: EntryPoint) -> Mapping[str, DependencySet]:
-    sets = point.load()
+    try:
+        sets = point.load()
+    except Exception as error:
+        error.add_note(f"{_named(point)} offers sets of dependencies, and cannot be imported.")
+        raise
     if not isinstance(sets, Mapping):
         raise LifespanDependencyError(
             f"{_named(point)} offers a `{type(sets).__name__}` as sets of dependencies. It must be "
@@ -57,15 +61,16 @@ def _loaded(point: EntryPoint) -> Mapping[str, DependencySet]:
         )
     for name, found in sets.items():
         if isinstance(found, Mapping):
-            members = [*found, *found.values()]
+            wrong = [one for one in (*found, *found.values()) if not callable(one)]
+        elif isinstance(found, Sequence) and not isinstance(found, str):
+            wrong = [one for one in found if not (callable(one) or isinstance(one, params.Depends))]
         else:
-            members = list(found) if isinstance(found, Sequence) else [found]
-        for member in members:
-            if not (callable(member) or isinstance(member, params.Depends)):
-                raise LifespanDependencyError(
-                    f"{_named(point)} offers {name!r}, with {member!r} in it, which is no "
-                    "provider. Give a list of providers, or a mapping of overrides."
-                )
+            wrong = [found]
+        if wrong or not isinstance(name, str):
+            raise LifespanDependencyError(
+                f"{_named(point)} offers {name!r}, which is no set: {wrong or name!r}. Give, by a "
+                "name, a list of providers, or a mapping of overrides."
+            )
     return sets
 
 

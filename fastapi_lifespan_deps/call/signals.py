@@ -1,5 +1,6 @@
 """Signals: told to who listens in the event loop; the handlers of before are put back."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,7 @@ from fastapi_lifespan_deps.events import logger
 from fastapi_lifespan_deps.live.tasks import call_soon, current_loop
 
 Listener = Callable[[signal.Signals], None]
+Listening = tuple[Listener, frozenset[signal.Signals]]  # to which signals
 
 # So many are told; the next one does what it would do without us.
 TOLD = 2
@@ -23,12 +25,16 @@ class Receiver:
     """
 
     def __init__(self, loop: Any) -> None:
-        self.listeners: list[Listener] = []
+        self.listeners: list[Listening] = []
         self.received: list[signal.Signals] = []
         self.loop = loop
+        self._process = os.getpid()
         self._previous: dict[signal.Signals, Any] = {}
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # it was forked, and nobody listens here
+            signal.signal(number, self.before(signal.Signals(number)))
+            return signal.raise_signal(number)
         self.received.append(signal.Signals(number))
         if len(self.received) > TOLD:
             # here, and not in the event loop, which may be blocked
@@ -38,8 +44,9 @@ class Receiver:
         call_soon(self.loop, self._tell, signal.Signals(number))
 
     def _tell(self, received: signal.Signals) -> None:
-        for listener in list(self.listeners):
-            listener(received)
+        for listener, numbers in list(self.listeners):
+            if received in numbers:
+                listener(received)
 
     def take(self, number: signal.Signals) -> None:
         """Become the handler of a signal."""
@@ -47,10 +54,16 @@ class Receiver:
 
     def give_back(self) -> None:
         """Put the handlers back that were there before, unless somebody has put others."""
-        for number, previous in self._previous.items():
-            if signal.getsignal(number) is self:
-                # None: it was not set by Python, which cannot put it back
-                signal.signal(number, signal.SIG_DFL if previous is None else previous)
+        for number in self._previous:
+            is_ours = signal.getsignal(number) is self
+            if is_ours:
+                signal.signal(number, self.before(number))
+
+    def before(self, number: signal.Signals) -> Any:
+        """The handler that was there before."""
+        # None: it was not set by Python, which cannot put it back
+        previous = self._previous[number]
+        return signal.SIG_DFL if previous is None else previous
 
 
 @contextmanager
@@ -59,28 +72,45 @@ def listening(numbers: Iterable[signal.Signals], listener: Listener) -> Iterator
 
     The first two are told. The next one takes the default action.
     """
-    numbers = tuple(numbers)
-    if numbers and threading.current_thread() is not threading.main_thread():
+    wanted = _checked(numbers)
+    if wanted and threading.current_thread() is not threading.main_thread():
         logger.warning("Signals do not stop the worker: they come to the main thread alone")
-        numbers = ()
+        wanted = frozenset()
     loop = current_loop()
     receivers: dict[Receiver, None] = {}
     new = Receiver(loop)
-    for number in numbers:
-        there = signal.getsignal(number)
-        if isinstance(there, Receiver) and there.loop is loop:
-            receivers[there] = None
-        else:
-            new.take(number)
-            receivers[new] = None
-    for receiver in receivers:
-        receiver.listeners.append(listener)
-        for received in receiver.received:
-            listener(received)
+    listening = listener, wanted
     try:
+        for number in wanted:
+            there = signal.getsignal(number)
+            if isinstance(there, Receiver) and there.loop is loop:
+                receivers[there] = None
+            else:
+                receivers[new] = None
+                new.take(number)
+        for receiver in receivers:
+            receiver.listeners.append(listening)
+            for received in receiver.received:
+                if received in wanted:
+                    listener(received)
         yield
     finally:
         for receiver in receivers:
-            receiver.listeners.remove(listener)
+            if listening in receiver.listeners:
+                receiver.listeners.remove(listening)
             if not receiver.listeners:
                 receiver.give_back()
+
+
+def _checked(numbers: Iterable[signal.Signals]) -> frozenset[signal.Signals]:
+    never = {getattr(signal, "SIGKILL", None), getattr(signal, "SIGSTOP", None)}
+    try:
+        found = frozenset(signal.Signals(number) for number in numbers)
+    except (TypeError, ValueError):
+        found = None
+    if found is None or found & never:
+        raise ValueError(
+            f"signals={numbers!r}: give several signals that can be handled, such as "
+            "(signal.SIGTERM, signal.SIGINT), or () for none"
+        )
+    return found

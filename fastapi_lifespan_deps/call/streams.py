@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import AbstractAsyncContextManager
 from contextvars import copy_context
+from inspect import isawaitable
 from threading import Lock, Thread
 from typing import Any, Self
 
@@ -45,6 +46,7 @@ class Stream(AbstractAsyncContextManager["Stream"], AsyncIterator[Any]):
         self.standing = at  # of the call, once it has entered what it needs
         self._is_idle = False
         self._is_closing = False
+        self._is_through = False
         self._item: Any = None
         self._thrown: BaseException | None = None
         self._failure: BaseException | None = None
@@ -76,9 +78,9 @@ class Stream(AbstractAsyncContextManager["Stream"], AsyncIterator[Any]):
     async def __anext__(self) -> Any:
         self._answered = Event()
         self._asked.set()
-        if not self._over.is_set():
+        if not (self._over.is_set() or self._is_through):
             await self._answered.wait()
-        if self._over.is_set():
+        if self._over.is_set() or self._is_through:
             raise StopAsyncIteration
         assert self.standing.pin is not None
         self.standing.pin.extend().taker = current_task()
@@ -110,9 +112,12 @@ class Stream(AbstractAsyncContextManager["Stream"], AsyncIterator[Any]):
                 self._item = await anext(items)
                 self._answered.set()
         except StopAsyncIteration:
-            pass
+            if self._is_lasting:
+                self._is_through = True
+                self._answered.set()
+                await self._is_asked()
         finally:
-            await items.aclose()
+            await close(items)
         if self._thrown is not None:
             raise self._thrown
 
@@ -122,6 +127,21 @@ class Stream(AbstractAsyncContextManager["Stream"], AsyncIterator[Any]):
         await self._asked.wait()
         self._is_idle, self._asked = False, Event()
         return not self._is_closing
+
+
+async def close(items: AsyncIterator[Any]) -> None:
+    """Close what can be closed. A task group that stands at a `yield` tells of it: no error."""
+    aclose = getattr(items, "aclose", None)
+    if aclose is None:
+        return
+    try:
+        closed = aclose()
+        if isawaitable(closed):
+            await closed
+    except BaseExceptionGroup as group:
+        _, others = group.split(GeneratorExit)
+        if others is not None:
+            raise others from None
 
 
 class StreamInThread(Iterator[Any]):

@@ -1,37 +1,37 @@
 """Worker: a loop over messages, each handled by one call."""
 
+import asyncio
+import inspect
 import math
 import signal
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection
-from inspect import isawaitable, isroutine
-from reprlib import Repr
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
+from inspect import isawaitable
 from typing import Any, NamedTuple
 
 import anyio
-from anyio import CancelScope, CapacityLimiter, get_cancelled_exc_class
-from anyio.abc import TaskGroup
-
-from fastapi_lifespan_deps._compat import Kind, kind_of
-from fastapi_lifespan_deps.events import logger
-from fastapi_lifespan_deps.exceptions import (
-    LifespanNotRunning,
-    LifespanTimeout,
-    Step,
-    UnavailableLifespanDependency,
-    name_of,
+from anyio import (
+    CancelScope,
+    CapacityLimiter,
+    current_effective_deadline,
+    get_cancelled_exc_class,
 )
-from fastapi_lifespan_deps.live.asking import Standing
-from fastapi_lifespan_deps.live.entering import in_thread
 
-from .calls import Invoke, invoking, is_cancelled
+from fastapi_lifespan_deps._compat import kind_of
+from fastapi_lifespan_deps.events import logger
+from fastapi_lifespan_deps.exceptions import LifespanNotRunning, LifespanTimeout, Step, name_of
+from fastapi_lifespan_deps.live.asking import Standing
+from fastapi_lifespan_deps.live.tasks import current_task
+
+from .calls import invoking
 from .inject import original_of
 from .order import bound_arguments, injected_names
 from .signals import listening
-from .streams import Stream
+from .source import Messages, Source, shown
+from .stopping import Stop
 from .view import View
 
 Handler = Callable[..., Any]
-Messages = AsyncIterable[Any] | Callable[..., Any]
 OnDone = Callable[[Any, Any], Any]
 OnError = Callable[[Any, Exception], Any]
 
@@ -80,27 +80,30 @@ async def run_worker(
     for it. At the first error that nothing decides about, it takes no more, lets the running calls
     end, and raises that error.
 
-    The first signal does the same: running calls have `grace_period` seconds, then they are
-    cancelled, and their dependencies left. What runs in a thread cannot be cancelled, and is waited
-    for. The second signal cancels at once, the third takes its default action. Signals come only to
-    the main thread. The handlers that were there before are put back.
+    The first signal does the same. When it stops, running calls have `grace_period` seconds, then
+    they are cancelled, and their dependencies left. What runs in a thread cannot be cancelled, and
+    is waited for. The second signal cancels at once, the third takes its default action. Signals
+    come only to the main thread. The handlers that were there before are put back; meanwhile those
+    of the event loop (`loop.add_signal_handler`) are called, too. In an application that serves,
+    signals are left to its server, unless `signals` are given.
 
     Args:
         handler: a function, injected or not, that takes a message. One that is not `async` is
             called in a worker thread.
-        messages: an async iterable, or a function that returns one. An injected async generator
-            function may be given as it is: what it declares is held until the worker ends. It is
-            closed at the end, after the last call.
+        messages: an async iterable, or a function that returns one. A function may declare
+            dependencies: those of an async generator function are held until it is closed, at the
+            end, after the last call.
         container: the running container, or that of an application. It must know what the handler
             declares: by `inject`, or by `handlers=`.
         concurrency: how many messages are handled at once.
         on_done: called with the message and the result when a call has ended, its clean-up
-            included: the place to acknowledge. May be `async`. If it raises, the worker stops.
+            included: the place to acknowledge. May be `async`, and declare dependencies. If it
+            raises, the worker stops.
         on_error: called with the message and the error of a call. If it returns, the worker goes
-            on; if it raises, the worker stops with that. May be `async`. It is not told of
+            on; if it raises, the worker stops with that. May be as `on_done`. It is not told of
             cancellations.
         call_timeout: seconds after which a call of an `async` handler is cancelled, and fails with
-            `LifespanTimeout`.
+            `LifespanTimeout`. Waiting for a value that is being refreshed does not count.
         grace_period: seconds that running calls have when the worker stops.
         signals: which stop it; `()` for none.
 
@@ -118,20 +121,21 @@ async def run_worker(
             await run_worker(handle, queue, container=container, on_done=acknowledge)
         ```
     """
-    handler = original_of(handler)
+    at = container._standing
     _check_numbers(concurrency, call_timeout, grace_period)
-    worker = Worker(container._standing, handler, concurrency, call_timeout)
-    if call_timeout is not None and not worker.is_async:
-        raise ValueError(
-            f"call_timeout={call_timeout!r}: `{name_of(handler)}` is not async, so it runs in a "
-            "thread, which cannot be cancelled. Make it async, or give the time limit to what it "
-            "waits for."
-        )
-    source = _source(messages, container._standing)
-    loop = _Loop(worker, source, on_done, on_error, grace_period)
-    with listening(signals, loop.hear):
-        await loop.run(concurrency)
-    return loop.result()
+    stop = Stop(grace_period)
+    loop = _Loop(
+        Worker(at, handler, concurrency, call_timeout),
+        Source(messages, at),
+        None if on_done is None else _Callback(at, on_done, "on_done"),
+        None if on_error is None else _Callback(at, on_error, "on_error"),
+        stop,
+    )
+    if signals is SIGNALS and at.run.serves_routes:
+        signals = ()
+        logger.info("The worker leaves signals to the server of the application")
+    with listening(signals, stop.hear):
+        return await loop.run(concurrency)
 
 
 def _check_numbers(concurrency: object, call_timeout: object, grace_period: object) -> None:
@@ -154,70 +158,110 @@ class Worker:
     def __init__(
         self, at: Standing, handler: Handler, concurrency: int, call_timeout: float | None
     ) -> None:
-        self.name = name_of(handler)
+        if not callable(handler):
+            raise TypeError(f"handler={handler!r}: give a function that takes a message")
+        self._handler = handler = original_of(handler)
+        self._at = at
+        self._call_timeout = call_timeout
+        self.name = f"`{name_of(handler)}`"
         kind = kind_of(handler)
         self.is_async = kind.is_async
-        self._at = at
-        self._handler = handler
-        self._call_timeout = call_timeout
-        self._invoke = invoking(handler, kind)
-        if not kind.is_async:
-            limiter = CapacityLimiter(concurrency)  # all threads of anyio's own may be fewer
-            self._invoke = lambda args, kwargs: in_thread(
-                lambda: handler(*args, **kwargs), limiter=limiter
-            )
+        # of its own: all the threads of others may be fewer
+        self._invoke = invoking(handler, kind, CapacityLimiter(concurrency))
         at.run.calls.check_ready(at, handler)
-        try:
-            bound_arguments(handler, (None,), {}, injected_names(handler))
-        except TypeError as error:
-            raise TypeError(
-                f"`{self.name}` cannot handle messages, each of which is its only argument by "
-                f"position: {error}. Let it take the message, and declare the rest."
-            ) from None
+        _check_takes(handler, ["message"], f"{self.name} cannot handle messages")
+        if call_timeout is not None and not self.is_async:
+            raise ValueError(
+                f"call_timeout={call_timeout!r}: {self.name} is not async, so it runs in a thread, "
+                "which cannot be cancelled. Make it async, or give the time limit to what it waits "
+                "for."
+            )
 
-    def check_open(self) -> None:
-        """Raise if the container is being left, and the message not to blame."""
-        self._at.run.calls.check_open()
+    @property
+    def is_open(self) -> bool:
+        """Whether its container is not being left."""
+        with suppress(LifespanNotRunning):
+            self._at.run.calls.check_open()
+            return True
+        return False
 
     async def call(self, message: Any) -> Any:
-        """Handle a message, in time; wait for a value that is being refreshed."""
+        """Handle a message, in time; before, wait for the values that are being refreshed."""
+        calls, cancelled = self._at.run.calls, None
+        await calls.ready(self._at, self._handler)
         seconds = math.inf if self._call_timeout is None else self._call_timeout
-        with anyio.move_on_after(seconds) as scope:
-            return await self._called_when_ready(message)
-        assert scope.cancelled_caught
-        step = Step(self.name, self._handler, "handles messages")
-        raise LifespanTimeout(self._handler, "end", seconds, [step], option="call_timeout")
-
-    async def _called_when_ready(self, message: Any) -> Any:
-        has_begun = False
-
-        def invoke(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:
-            nonlocal has_begun
-            has_begun = True
-            return self._invoke(args, kwargs)
-
-        while True:
+        with anyio.move_on_after(seconds):
             try:
-                return await self._called(message, invoke)
-            except UnavailableLifespanDependency as error:
-                if has_begun or error.__cause__ is not None:  # the refresh has failed
-                    raise
-            await self._at.run.refresher.over()
-
-    async def _called(self, message: Any, invoke: Invoke) -> Any:
-        try:
-            return await self._at.run.calls.call(self._at, self._handler, (message,), {}, invoke)
-        except get_cancelled_exc_class() as error:
-            if is_cancelled():
+                return await calls.call(self._at, self._handler, (message,), {}, self._invoke)
+            except get_cancelled_exc_class() as error:
+                cancelled = error
                 raise
-            raise _not_by_us(f"`{self.name}`", error) from error
+        step = Step(self.name.strip("`"), self._handler, "handles messages")
+        timeout = LifespanTimeout(self._handler, "end", seconds, [step], option="call_timeout")
+        for note in getattr(cancelled, "__notes__", ()):  # what its clean-up has raised
+            timeout.add_note(note)
+        raise timeout
 
 
-def _not_by_us(name: str, error: BaseException) -> RuntimeError:
-    """What is raised for a cancellation of which nobody would hear."""
-    found = RuntimeError(f"{name} was cancelled, and not by the worker")
-    found.__cause__ = error
-    return found
+class _Callback:
+    """A function of the user that is told the end of a call; it may declare dependencies."""
+
+    def __init__(self, at: Standing, function: Callable[[Any, Any], Any], name: str) -> None:
+        if not callable(function):
+            raise TypeError(f"{name}={function!r}: give a function")
+        self.name = f"`{name}`"
+        self._at = at
+        self._function = original_of(function)
+        self._is_injected = self._function is not function or bool(injected_names(function))
+        problem = f"{name}={name_of(function)} cannot be called"
+        _check_takes(self._function, ["message", "outcome"], problem)
+        if self._is_injected:
+            at.run.calls.check_ready(at, self._function)
+
+    async def __call__(self, message: Any, outcome: Any) -> None:
+        if self._is_injected:
+            await self._at.run.calls.call(self._at, self._function, (message, outcome), {})
+            return
+        returned = self._function(message, outcome)
+        if isawaitable(returned):
+            await returned
+
+
+def _check_takes(function: Callable[..., Any], arguments: list[str], problem: str) -> None:
+    try:
+        inspect.signature(function)
+    except ValueError:
+        return  # it tells nothing of its parameters
+    try:
+        bound_arguments(function, tuple(arguments), {}, injected_names(function))
+    except TypeError as error:
+        raise TypeError(
+            f"{problem}: with {' and '.join(arguments)} by position, Python says: {error}"
+        ) from None
+
+
+async def _told_apart(name: str, awaitable: Awaitable[Any]) -> Any:
+    """Await something. A cancellation of others is made an error: nobody would hear of it."""
+    cancelled: BaseException
+    try:
+        return await awaitable
+    except get_cancelled_exc_class() as error:
+        cancelled = error
+    except BaseExceptionGroup as group:
+        found, others = group.split(get_cancelled_exc_class())
+        if found is None:
+            raise
+        if others is not None:
+            raise others from None
+        cancelled = found
+    if current_effective_deadline() == -math.inf:
+        if getattr(cancelled, "__notes__", None):
+            logger.error("%s was cancelled, and its clean-up failed", name, exc_info=cancelled)
+        raise cancelled
+    task = current_task()
+    while isinstance(task, asyncio.Task) and task.cancelling():
+        task.uncancel()
+    raise RuntimeError(f"{name} was cancelled, and not by the worker") from cancelled
 
 
 class _Loop:
@@ -226,232 +270,181 @@ class _Loop:
     def __init__(
         self,
         worker: Worker,
-        source: "_Source",
-        on_done: OnDone | None,
-        on_error: OnError | None,
-        grace_period: float,
+        source: Source,
+        on_done: _Callback | None,
+        on_error: _Callback | None,
+        stop: Stop,
     ) -> None:
         self._worker = worker
         self._source = source
         self._on_done = on_done
         self._on_error = on_error
-        self._grace_period = grace_period
-        self._taking, self._waiting = CancelScope(), CancelScope()
+        self._stop = stop
+        self._asking: CancelScope | None = None  # of what the source is asked
         self._calls: dict[CancelScope, Any] = {}  # the message of each
-        self._over = anyio.Event()  # nothing more is taken
-        self._error: BaseException | None = None
-        self._heard: list[signal.Signals] = []
+        self._left = anyio.Event()  # nothing runs any more
         self._counts = dict.fromkeys(("taken", "done", "failed", "cancelled"), 0)
-
-    def result(self) -> WorkerSummary:
-        """The summary; or raise what has stopped the worker."""
-        if self._error is not None:
-            try:
-                raise self._error
-            finally:
-                self._error = None  # whose frames have us
-        return WorkerSummary(**self._counts, stopped_by=next(iter(self._heard), None))
-
-    # Stop
-
-    def hear(self, received: signal.Signals) -> None:
-        self._heard.append(received)
-        if len(self._heard) == 1:
-            logger.info("%s: the worker takes no more messages", received.name)
-            self._stop()
-        else:
-            logger.warning("%s again: running calls are cancelled", received.name)
-            self._cancel()
-
-    def _fail(self, error: BaseException) -> None:
-        """Stop with an error; the first one is raised, the others are logged."""
-        if self._error is None:
-            self._error = error
-        else:
-            logger.error("Another error of the worker, while it stops", exc_info=error)
-        self._stop()
-
-    def _stop(self) -> None:
-        """Take no more; running calls have the grace period from now on."""
-        if self._waiting.deadline == math.inf:
-            self._waiting.deadline = anyio.current_time() + self._grace_period
-        self._over.set()
-
-    def _cancel(self) -> None:
-        self._waiting.cancel()
-
-    @property
-    def _is_stopping(self) -> bool:
-        return self._over.is_set()
 
     # Run
 
-    async def run(self, concurrency: int) -> None:
-        """Take and handle messages to the end; errors are kept for `result`."""
+    async def run(self, concurrency: int) -> WorkerSummary:
+        """Take and handle messages to the end; then raise what has stopped the worker."""
         self._places = anyio.Semaphore(concurrency)
         self._idle = anyio.Event()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._take, tasks)
-            await self._over.wait()
-            with self._waiting:
-                await self._ended()
-            if self._calls:
-                self._cut_off()
-                await self._ended()
-            # Only now: what was taken may need what the source holds, to be acknowledged.
-            self._taking.cancel()
-
-    async def _ended(self) -> None:
-        """Wait until no call runs."""
-        while self._calls:
-            self._idle = anyio.Event()
-            await self._idle.wait()
-
-    def _cut_off(self) -> None:
-        for scope in self._calls:
-            scope.cancel()
-        if not self._worker.is_async:
-            logger.warning(
-                "The worker waits for `%s` in threads, which cannot be cancelled: %s",
-                self._worker.name,
-                ", ".join(map(_shown.repr, self._calls.values())),
-            )
-
-    async def _take(self, tasks: TaskGroup) -> None:
         try:
-            try:
-                with self._taking:
-                    await self._take_from(await self._source.open(), tasks)
-            finally:
-                await self._source.close()
-        except get_cancelled_exc_class() as error:
-            if is_cancelled():
-                raise
-            self._fail(_not_by_us("the source of messages", error))
-        except BaseException as error:
-            self._fail(error)
-        finally:
-            self._over.set()
+            async with anyio.create_task_group() as source:
+                source.start_soon(self._take)
+                await self._run_calls()
+        except BaseException:
+            if self._stop.error is not None:
+                logger.error("The worker was cancelled after this error", exc_info=self._stop.error)
+            raise
+        self._stop.check()
+        return WorkerSummary(**self._counts, stopped_by=next(iter(self._stop.heard), None))
 
-    async def _take_from(self, messages: AsyncIterator[Any], tasks: TaskGroup) -> None:
+    async def _run_calls(self) -> None:
+        limit = CancelScope()
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                self._tasks.start_soon(self._limit, limit)
+                await self._stop.over.wait()
+                while self._calls:
+                    self._idle = anyio.Event()
+                    await self._idle.wait()
+                limit.cancel()
+        finally:
+            for message in self._calls.values():  # asyncio's own cancellation: they never began
+                self._name(message)
+            # Only now: what was taken may need what the source holds, to be acknowledged.
+            self._left.set()
+            if self._asking is not None:
+                self._asking.cancel()
+
+    async def _limit(self, limit: CancelScope) -> None:
+        """Cancel the calls that run when the grace period is over."""
+        with limit:
+            await self._stop.is_limited.wait()
+            with anyio.move_on_after(self._stop.grace_period):
+                await self._stop.hurry.wait()
+            for scope in self._calls:
+                scope.cancel()
+            if self._calls and not self._worker.is_async:
+                logger.warning(
+                    "The worker waits for %s in threads, which cannot be cancelled: %s",
+                    self._worker.name,
+                    ", ".join(map(shown, self._calls.values())),
+                )
+
+    # Take
+
+    async def _take(self) -> None:
+        # One scope from beginning to end: the source may open others, and scopes must nest.
+        with CancelScope() as scope:
+            try:
+                await _told_apart("the source of messages", self._take_all(scope))
+            except get_cancelled_exc_class():
+                if not scope.cancel_called:
+                    raise
+            except BaseException as error:
+                self._stop.fail(error)
+            finally:
+                self._stop.over.set()
+                await self._close(scope)
+
+    async def _take_all(self, scope: CancelScope) -> None:
+        self._asking = scope
+        messages = await self._source.open()
+        self._asking = None
         while True:
             await self._places.acquire()
-            if self._is_stopping:
+            if self._stop.over.is_set():
                 return
+            self._asking = scope
             try:
                 message = await anext(messages)
             except StopAsyncIteration:
                 return
-            if self._is_stopping:
+            finally:
+                self._asking = None
+            if self._stop.over.is_set():
                 return  # it came too late, and was not taken
             self._counts["taken"] += 1
-            scope = CancelScope()
-            self._calls[scope] = message
-            tasks.start_soon(self._handle, scope, message)
+            self._calls[call := CancelScope()] = message
+            self._tasks.start_soon(self._handle, call, message)
+            del message, call
 
-    async def _handle(self, scope: CancelScope, message: Any) -> None:
+    async def _close(self, scope: CancelScope) -> None:
+        """Close the source when all calls have ended."""
+        # If it was cancelled, the source was asked for a message, and has no scope of its own open.
+        closing = CancelScope() if scope.cancel_called else scope
+        closing.shield = True
+        if closing is not scope:
+            with closing:
+                return await self._close_within(closing)
+        await self._close_within(closing)
+
+    async def _close_within(self, closing: CancelScope) -> None:
+        await self._left.wait()
+        if self._stop.is_limited.is_set():
+            closing.deadline = anyio.current_time() + self._stop.grace_period
+        try:
+            await _told_apart("the source of messages", self._source.close())
+        except get_cancelled_exc_class():
+            logger.warning("The source of messages did not close within the grace period")
+            raise
+        except BaseException as error:
+            self._stop.fail(error)
+
+    # Handle
+
+    async def _handle(self, call: CancelScope, message: Any) -> None:
         is_settled = False
         try:
-            with scope:
+            with call:
                 is_settled = await self._settle(message)
         finally:
-            if not is_settled:
-                self._counts["cancelled"] += 1
-                logger.warning("A message was neither done nor failed: %s", _shown.repr(message))
-            del self._calls[scope]
+            del self._calls[call]
             self._places.release()
             self._idle.set()
+            if not is_settled:
+                self._name(message)
+
+    def _name(self, message: Any) -> None:
+        self._counts["cancelled"] += 1
+        logger.warning("A message was neither done nor failed: %s", shown(message))
 
     async def _settle(self, message: Any) -> bool:
         """Handle a message; return whether it is done, or has failed."""
         try:
-            self._worker.check_open()
-        except LifespanNotRunning as error:
-            self._fail(error)
-            return False
-        try:
-            result = await self._worker.call(message)
+            result = await _told_apart(self._worker.name, self._worker.call(message))
         except get_cancelled_exc_class():
             raise
         except BaseException as error:
+            if isinstance(error, LifespanNotRunning) and not self._worker.is_open:
+                self._stop.fail(error)  # the message is not to blame
+                return False
             await self._decide(message, error)
             self._counts["failed"] += 1
             return True
-        try:
-            await _told(self._on_done, message, result)
-        except get_cancelled_exc_class():
-            raise
-        except BaseException as error:
-            self._fail(error)
-            return False
+        if self._on_done is not None:
+            try:
+                await _told_apart(self._on_done.name, self._on_done(message, result))
+            except get_cancelled_exc_class():
+                raise
+            except BaseException as error:
+                self._stop.fail(error)
+                return False
         self._counts["done"] += 1
         return True
 
     async def _decide(self, message: Any, error: BaseException) -> None:
         """Let `on_error` decide; without it, stop."""
         if self._on_error is None or not isinstance(error, Exception):
-            return self._fail(error)
+            return self._stop.fail(error)
         try:
-            await _told(self._on_error, message, error)
+            await _told_apart(self._on_error.name, self._on_error(message, error))
         except get_cancelled_exc_class():
             logger.error("Nobody has decided about this error", exc_info=error)
             raise
         except BaseException as raised:
-            self._fail(raised)
-
-
-async def _told(callback: Callable[[Any, Any], Any] | None, message: Any, outcome: Any) -> None:
-    if callback is not None:
-        returned = callback(message, outcome)
-        if isawaitable(returned):
-            await returned
-
-
-_shown = Repr()
-_shown.maxstring = _shown.maxother = 200
-
-
-class _Source:
-    """Where messages come from: opened, and closed, in one task."""
-
-    def __init__(self, opened: Callable[[], Any]) -> None:
-        self._opened = opened
-        self._closed: Callable[[], Any] | None = None
-
-    async def open(self) -> AsyncIterator[Any]:
-        messages = self._opened()
-        if isawaitable(messages):
-            messages = await messages
-        if isinstance(messages, Stream):
-            await messages.__aenter__()
-        elif not isinstance(messages, AsyncIterable):
-            raise _no_source(messages)
-        iterator: AsyncIterator[Any] = aiter(messages)
-        self._closed = getattr(iterator, "aclose", None)
-        return iterator
-
-    async def close(self) -> None:
-        if self._closed is not None:
-            with CancelScope(shield=True):
-                await self._closed()
-
-
-def _source(messages: Messages, at: Standing) -> _Source:
-    """A source of messages; what cannot be one is refused."""
-    if isinstance(messages, AsyncIterable):
-        return _Source(lambda: messages)
-    if not isroutine(messages):
-        raise _no_source(messages)
-    function = original_of(messages)
-    if kind_of(function) is not Kind.ASYNC_GENERATOR:
-        return _Source(messages)
-    at.run.calls.check_ready(at, function)
-    return _Source(lambda: Stream(at, function, (), {}, is_lasting=True))
-
-
-def _no_source(messages: object) -> TypeError:
-    return TypeError(
-        f"messages={_shown.repr(messages)}: a worker needs an async iterable, or a function that "
-        "returns one. The next item of a synchronous one would have to be awaited in a thread, "
-        "which cannot be stopped: read from an asynchronous client of your broker."
-    )
+            self._stop.fail(raised)

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Literal
 
 import anyio
-import anyio.lowlevel
 
 from fastapi_lifespan_deps.declare.plan import Node, Provider
 from fastapi_lifespan_deps.events import Events, LifespanEvent
@@ -90,11 +89,12 @@ class Refresher:
             under_way = self._under_way[provider] = policy, task
         return under_way[1]
 
-    async def over(self) -> None:
-        """Wait until what is being refreshed now, is."""
-        for _, task in list(self._under_way.values()):
+    async def over(self) -> bool:
+        """Wait until what is being refreshed now, is; return whether anything was."""
+        under_way = list(self._under_way.values())
+        for _, task in under_way:
             await task.done.wait()
-        await anyio.lowlevel.checkpoint()
+        return bool(under_way)
 
     async def _refresh(
         self,

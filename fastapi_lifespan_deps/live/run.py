@@ -76,6 +76,11 @@ class Run:
         return self.live.current
 
     @property
+    def serves_routes(self) -> bool:
+        """Whether it is that of an application that serves, and not of a container by itself."""
+        return self._binder is not None
+
+    @property
     def is_empty(self) -> bool:
         """Whether nothing in the application has scope "lifespan"."""
         return not (self.current.plan.resolved or self.live.originals.resolved)

@@ -1,9 +1,8 @@
 """Command line: `fastapi-lifespan-deps`, also `python -m fastapi_lifespan_deps`."""
 
 import logging
-import pkgutil
 import sys
-from inspect import isroutine
+from importlib import import_module
 from typing import Annotated, Any
 
 import anyio
@@ -11,7 +10,8 @@ import anyio
 from fastapi_lifespan_deps.call.container import LifespanContainer
 from fastapi_lifespan_deps.call.inject import container_of
 from fastapi_lifespan_deps.call.sets import chosen, dependency_sets
-from fastapi_lifespan_deps.call.worker import WorkerSummary, run_worker
+from fastapi_lifespan_deps.call.signals import listening
+from fastapi_lifespan_deps.call.worker import SIGNALS, WorkerSummary, run_worker
 from fastapi_lifespan_deps.exceptions import LifespanDependencyError
 
 try:
@@ -71,17 +71,19 @@ def worker(
         raise typer.Exit(2) from None
 
     async def work() -> WorkerSummary:
-        async with container:
-            return await run_worker(
-                handle,
-                source,
-                container=container,
-                on_done=done,
-                on_error=error,
-                call_timeout=call_timeout,
-                concurrency=concurrency,
-                grace_period=grace_period,
-            )
+        # Also while it starts and stops, so that nothing is left as it is.
+        with listening(SIGNALS, lambda received: None):
+            async with container:
+                return await run_worker(
+                    handle,
+                    source,
+                    container=container,
+                    on_done=done,
+                    on_error=error,
+                    call_timeout=call_timeout,
+                    concurrency=concurrency,
+                    grace_period=grace_period,
+                )
 
     typer.echo(anyio.run(work))
 
@@ -94,19 +96,25 @@ def _found(place: str, parameter: str) -> Any:
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        return pkgutil.resolve_name(place)
+        found: Any = import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise  # it is there, and imports something that is not
         problem = f"there is no module {error.name!r}"
-    except AttributeError as error:
-        problem = str(error)
-    raise typer.BadParameter(f"{place!r}: {problem}", param_hint=parameter)
+        raise typer.BadParameter(f"{place!r}: {problem}", param_hint=parameter) from None
+    for part in name.split("."):
+        if not hasattr(found, part):
+            problem = f"{place.removesuffix(name)[:-1]!r} has no {part!r}"
+            raise typer.BadParameter(f"{place!r}: {problem}", param_hint=parameter)
+        found = getattr(found, part)
+    if parameter != "--messages" and not callable(found):
+        raise typer.BadParameter(f"{place!r} is not a function", param_hint=parameter)
+    return found
 
 
 def _container(found: list[Any], name: str | None) -> LifespanContainer:
     """The container that the functions bring, with a set added; or one that is made of a set."""
-    functions = [one for one in found if isroutine(one)]
+    functions = [one for one in found if callable(one)]
     brought = {id(one): one for one in map(container_of, functions) if one is not None}
     if len(brought) > 1:
         raise typer.BadParameter(
