@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import anyio
 import anyio.to_thread
@@ -38,6 +38,7 @@ from fastapi_lifespan_deps import (
 from fastapi_lifespan_deps.call.streams import Stream
 from fastapi_lifespan_deps.live.entering import in_thread
 from fastapi_lifespan_deps.live.generation import Pin
+from tests import postponed_calls
 from tests.clients import client_of, settle
 
 pytestmark = pytest.mark.anyio
@@ -1361,12 +1362,14 @@ async def test_who_takes_the_items_of_a_stream_cannot_wait_for_its_end() -> None
         assert engine.is_alive
 
     async with LifespanContainer(handlers=[numbers]) as running:
+        draining = None
         async for _ in numbers():
             with pytest.raises(RefreshError, match="would wait for its own end"):
                 await running.refresh(get_engine, policy="resource_preserving")
             draining = await running.refresh(get_engine)
             with pytest.raises(RefreshError, match="uses the old value itself"):
                 await draining.wait()
+        assert draining is not None
         await draining.wait()
         await running.refresh(get_engine, policy="resource_preserving")
 
@@ -1413,3 +1416,39 @@ async def test_a_declaration_that_cannot_be_read_is_refused(function: Callable[.
     assert "declares `session: Annotated[Missing, Depends(get_session)]`" in text
     with pytest.raises(LifespanDependencyError, match="not all of these names exist"):
         LifespanContainer(handlers=[function])
+
+
+async def test_annotations_are_resolved_where_the_function_is() -> None:
+    container = LifespanContainer()
+    injected = container.inject(postponed_calls.handle)
+    message = postponed_calls.Message
+    assert get_type_hints(injected) == {"message": message, "return": message}
+    assert str(inspect.signature(injected)).startswith("(message: tests.postponed_calls.Message)")
+    counting = container.inject(postponed_calls.count)
+    assert counting.__annotations__ == {"message": message, "return": "Decimal"}
+
+
+async def test_what_another_library_makes_of_an_injected_function_declares_the_same() -> None:
+    class Task:
+        """As those of Celery are."""
+
+        def __init__(self, function: Callable[..., Any]) -> None:
+            self.__wrapped__ = function
+
+        def __call__(self, *args: Any) -> Any:
+            return self.__wrapped__(*args)
+
+    container = LifespanContainer()
+    recorded: list[bool] = []
+
+    @Task
+    @container.inject
+    def task(engine: EngineDep) -> None:
+        recorded.append(engine.is_alive)
+
+    async with container.running(only=[task]) as running:
+        await running.call(task)
+    await anyio.to_thread.run_sync(container.run, task)
+    async with LifespanContainer(handlers=[task]) as running:
+        assert running[get_engine].is_alive
+    assert recorded == [True, True]

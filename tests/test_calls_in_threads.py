@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from contextvars import ContextVar
 from typing import Annotated, Any
 
@@ -308,11 +308,30 @@ def test_in_a_forked_process_it_does_not_run() -> None:
 
 def test_a_process_that_was_forked_is_told_by_its_number() -> None:
     with container.sync() as running:
-        run = running._standing.run
-        run.process, process = 0, run.process
-        with pytest.raises(LifespanNotRunning, match="another process"):
-            peek()
-        run.process = process
+        tasks = running._standing.run.live.supervisor.tasks
+        tasks.process, process = 0, tasks.process
+        asked: list[Callable[[], object]] = [
+            peek,
+            lambda: running[get_engine],
+            lambda: running.refresh(get_engine),
+            lambda: running.enter(get_session).__enter__(),
+        ]
+        for ask in asked:
+            with pytest.raises(LifespanNotRunning, match="another process"):
+                ask()
+        # there it may be started again
+        with container.sync() as other:
+            assert other.call(peek)
+        tasks.process = process
+
+
+def test_a_container_may_be_left_in_another_thread() -> None:
+    entered = ExitStack()
+    running = entered.enter_context(LifespanContainer(get_engine).sync())
+    assert running[get_engine].is_alive
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(entered.close).result()
+    assert log == ["engine up", "engine down"]
 
 
 def test_calls_in_threads_that_take_too_long_are_waited_for(

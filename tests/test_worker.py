@@ -1,12 +1,17 @@
 """`run_worker`: a loop over messages, its errors, its signals and its summary."""
 
 import asyncio
+import functools
+import gc
 import logging
 import math
+import os
 import signal
 import threading
+import warnings
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Annotated, Any
 
@@ -14,6 +19,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
+import trio
 from fastapi import Depends as FastAPIDepends
 
 from fastapi_lifespan_deps import (
@@ -29,6 +35,7 @@ from fastapi_lifespan_deps import (
     WorkerSummary,
     run_worker,
 )
+from fastapi_lifespan_deps.call.signals import Receiver
 from tests.processes import ServerProcess
 
 pytestmark = pytest.mark.anyio
@@ -977,3 +984,634 @@ async def test_refused(
 async def test_a_container_that_does_not_run_is_refused() -> None:
     with pytest.raises(LifespanNotRunning, match="it was not entered, or was left"):
         await run_worker(handles, numbers(), container=LifespanContainer())
+
+
+# Found from outside
+
+
+class Sending:
+    """A source that sends a signal, and then has more."""
+
+    def __init__(self, send: Callable[[], None]) -> None:
+        self.send = send
+        self.taken = 0
+
+    async def __aiter__(self) -> AsyncIterator[int]:
+        for number in range(5):
+            self.taken += 1
+            yield number
+            if number == 1:
+                self.send()
+            await anyio.wait_all_tasks_blocked()
+
+
+def test_signals_stop_it_under_any_runner() -> None:
+    async def handle(message: int) -> None: ...
+
+    async def main(send: Callable[[], None]) -> None:
+        async with LifespanContainer() as container:
+            source = Sending(send)
+            summary = await run_worker(handle, source, container=container)
+            assert summary == done(taken=2, done=2, stopped_by=signal.SIGTERM)
+
+    with raising(signal.SIGTERM) as send:
+        asyncio.run(main(send))  # which does not tell anyio of its loop
+
+
+def around(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(function)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        assert not kwargs
+        return ("around", await function(*args))
+
+    return wrapper
+
+
+async def test_what_stands_around_an_injected_function_is_called() -> None:
+    container = LifespanContainer()
+
+    @around
+    @container.inject
+    async def handle(message: int, engine: EngineDep) -> int:
+        assert engine.is_open
+        return message
+
+    results: list[Any] = []
+    async with container:
+        await run_worker(
+            handle,
+            numbers(1),
+            container=container,
+            on_done=lambda _, got: results.append(got),
+        )
+        results.append(await container.call(handle, 1))
+    assert results == [("around", 0), ("around", 1)]
+
+
+def test_what_stands_around_is_called_by_synchronous_code_too() -> None:
+    container = LifespanContainer()
+
+    async def handle(message: int, engine: EngineDep) -> int:
+        return message
+
+    handle = around(container.inject(handle))  # type: ignore[assignment]
+    assert container.run(handle, 1) == ("around", 1)
+    with container.sync() as running:
+        assert running.call(handle, 2) == ("around", 2)
+
+
+async def test_a_coroutine_that_a_plain_function_returns_is_awaited() -> None:
+    seen: list[str] = []
+
+    async def handle(message: int, text: str) -> None:
+        seen.append(f"{text} {message}")
+
+    async with LifespanContainer() as container:
+        await run_worker(lambda number: handle(number, "handled"), numbers(1), container=container)
+    assert seen == ["handled 0"]
+
+
+@pytest.mark.parametrize("ends_by", ["signal", "error", "cancellation"])
+async def test_a_source_may_hold_scopes_and_task_groups_open(ends_by: str, log: Log) -> None:
+    async def messages() -> AsyncIterator[int]:
+        with anyio.fail_after(60):
+            try:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(anyio.sleep_forever)
+                    for number in range(9):
+                        yield number
+            finally:
+                log.append("closed")
+
+    with raising(signal.SIGTERM) as terminate, anyio.CancelScope() as scope:
+
+        async def handle(message: int) -> None:
+            if ends_by == "error":
+                raise ValueError("no")
+            (terminate if ends_by == "signal" else scope.cancel)()
+            await anyio.wait_all_tasks_blocked()
+
+        async with LifespanContainer() as container:
+            if ends_by == "error":
+                with pytest.raises(ValueError, match="no"):
+                    await run_worker(handle, messages(), container=container)
+            else:
+                summary = await run_worker(handle, messages(), container=container)
+                assert summary.done == 1
+    assert log == ["closed"]
+
+
+@pytest.mark.parametrize("whose", ["handler", "on_done", "on_error", "source", "close"])
+@pytest.mark.parametrize("how", ["future", "task"])
+async def test_a_cancellation_by_others_is_an_error(
+    anyio_backend_name: str, whose: str, how: str
+) -> None:
+    if anyio_backend_name == "trio":
+        pytest.skip("in trio, only who owns a scope can cancel")
+
+    async def cancelled_by_others(place: str) -> None:
+        if whose == place and how == "future":
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            future.cancel()
+            await future
+        elif whose == place:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(0)
+
+    async def messages() -> AsyncIterator[int]:
+        try:
+            yield 0
+            await cancelled_by_others("source")
+        finally:
+            await cancelled_by_others("close")
+
+    async def handle(message: int) -> None:
+        await cancelled_by_others("handler")
+        if whose == "on_error":
+            raise ValueError
+
+    async def on_done(message: int, result: None) -> None:
+        await cancelled_by_others("on_done")
+
+    async def on_error(message: int, error: Exception) -> None:
+        await cancelled_by_others("on_error")
+        raise error
+
+    async with LifespanContainer() as container:
+        with pytest.raises(RuntimeError, match="was cancelled, and not by the worker"):
+            await run_worker(
+                handle, messages(), container=container, on_done=on_done, on_error=on_error
+            )
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_handler_with_a_task_group_is_cut_off(
+    fails: bool, log: Log, caplog: pytest.LogCaptureFixture
+) -> None:
+    began = anyio.Event()
+
+    async def wait() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            if fails:
+                raise ValueError("while cancelled")
+
+    async def handle(message: int) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            tasks.start_soon(anyio.sleep_forever)
+            await anyio.wait_all_tasks_blocked()
+            began.set()
+
+    def on_error(message: int, error: Exception) -> None:
+        assert isinstance(error, ExceptionGroup)
+        log.append(repr(error.exceptions))
+
+    with raising(signal.SIGTERM) as terminate:
+        async with LifespanContainer() as container, anyio.create_task_group() as tasks:
+
+            async def stop() -> None:
+                await began.wait()
+                terminate()
+
+            tasks.start_soon(stop)
+            summary = await run_worker(
+                handle, numbers(), container=container, grace_period=0, on_error=on_error
+            )
+            assert summary == WorkerSummary(1, 0, int(fails), int(not fails), signal.SIGTERM)
+    assert log == (["(ValueError('while cancelled'),)"] if fails else [])
+
+
+async def test_what_the_clean_up_of_a_cut_off_call_raises_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    began = anyio.Event()
+    container = LifespanContainer()
+    errors: list[Exception] = []
+
+    async def get_session() -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            raise OSError("the roll-back failed")
+
+    @container.inject
+    async def handle(message: int, session: Annotated[None, FastAPIDepends(get_session)]) -> None:
+        began.set()
+        await anyio.sleep_forever()
+
+    with raising(signal.SIGTERM) as terminate:
+        async with container, anyio.create_task_group() as tasks:
+
+            async def stop() -> None:
+                await began.wait()
+                terminate()
+
+            tasks.start_soon(stop)
+            await run_worker(handle, numbers(), container=container, grace_period=0)
+            await run_worker(
+                handle,
+                numbers(1),
+                container=container,
+                call_timeout=0.001,
+                on_error=lambda _, error: errors.append(error),
+            )
+    [text] = [one for one in caplog.messages if "its clean-up failed" in one]
+    assert "handle` was cancelled" in text
+    [error] = errors
+    assert isinstance(error, LifespanTimeout)
+    assert any("the roll-back failed" in note for note in error.__notes__)
+
+
+@pytest.mark.parametrize(
+    "wrong", [signal.SIGTERM, [99], ["x"], [signal.SIGTERM, signal.SIGKILL], None]
+)
+async def test_wrong_signals_are_refused_and_nothing_is_left(wrong: Any) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    async with LifespanContainer() as container:
+        with pytest.raises(ValueError, match="signals="):
+            await run_worker(handles, numbers(), container=container, signals=wrong)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+async def test_each_worker_hears_only_its_signals(log: Log) -> None:
+    first, second = Handling(log), Handling(log)
+    summaries: dict[str, WorkerSummary] = {}
+
+    async def work(name: str, handling: Handling, *signals: signal.Signals) -> None:
+        container, handle = handling.container()
+        async with container:
+            summaries[name] = await run_worker(
+                handle, numbers(2), container=container, signals=signals
+            )
+
+    with raising(signal.SIGINT) as send:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(work, "both", first, signal.SIGINT, signal.SIGTERM)
+            await first.began.wait()
+            tasks.start_soon(work, "one", second, signal.SIGTERM)
+            await second.began.wait()
+            send()
+            await anyio.wait_all_tasks_blocked()
+            first.goes.set()
+            second.goes.set()
+    assert summaries == {
+        "both": done(taken=1, done=1, stopped_by=signal.SIGINT),
+        "one": done(taken=2, done=2),
+    }
+
+
+class Reader:
+    """A source with a connection of its own."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.left = [1]
+
+    def __aiter__(self) -> "Reader":
+        return self
+
+    async def __anext__(self) -> int:
+        if not self.left:
+            raise StopAsyncIteration
+        return self.left.pop()
+
+    def aclose(self) -> None:
+        self.log.append("closed")
+
+
+@pytest.mark.parametrize("is_injected", [False, True])
+async def test_a_source_that_is_through_is_closed_after_the_last_call(
+    log: Log, is_injected: bool
+) -> None:
+    handling = Handling(log)
+    container, handle = handling.container()
+
+    async def get_connection() -> AsyncIterator[None]:
+        yield
+        log.append("closed")
+
+    async def messages(connection: Annotated[None, FastAPIDepends(get_connection)]) -> Any:
+        yield 1
+
+    async with container, anyio.create_task_group() as tasks:
+
+        async def go_on() -> None:
+            await handling.began.wait()
+            await anyio.wait_all_tasks_blocked()
+            handling.goes.set()
+
+        tasks.start_soon(go_on)
+        source = messages if is_injected else Reader(log)
+        await run_worker(handle, source, container=container, concurrency=2)
+    assert log == ["began 1", "committed 1", "closed"]
+
+
+async def test_a_source_that_does_not_close_is_not_waited_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def messages() -> AsyncIterator[int]:
+        try:
+            yield 1
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=is_shielded):
+                await (goes.wait() if is_shielded else anyio.sleep_forever())
+
+    class Hanging(Reader):
+        async def aclose(self) -> None:  # type: ignore[override]
+            await anyio.sleep_forever()
+
+    goes, is_shielded = anyio.Event(), False
+
+    async def handle(message: int) -> None:
+        terminate()
+
+    with raising(signal.SIGTERM) as terminate:
+        async with LifespanContainer() as container:
+            for source in (messages(), Hanging(Log())):
+                summary = await run_worker(handle, source, container=container, grace_period=0)
+                assert summary.stopped_by is signal.SIGTERM
+    assert "The source of messages did not close within the grace period" in caplog.messages
+
+
+async def test_a_container_that_is_left_is_no_failure_of_a_message(
+    monkeypatch: pytest.MonkeyPatch, log: Log, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("fastapi_lifespan_deps.call.calls.GRACE", 0.001)
+    handling = Handling(log)
+    container, handle = handling.container()
+    raised: list[LifespanNotRunning] = []
+
+    async def work() -> None:
+        with pytest.raises(LifespanNotRunning, match="it was left while") as caught:
+            await run_worker(
+                handle, numbers(), container=container, on_error=lambda *_: log.append("failed")
+            )
+        raised.append(caught.value)
+
+    async with anyio.create_task_group() as tasks, container:
+        tasks.start_soon(work)
+        await handling.began.wait()
+    assert raised
+    assert "failed" not in log
+    assert "A message was neither done nor failed: 0" in caplog.messages
+
+
+async def test_an_error_is_logged_if_the_worker_is_cancelled_afterwards(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def handle(message: int) -> None:
+        if message == 1:
+            raise ValueError("the cause")
+        await anyio.sleep_forever()
+
+    async with LifespanContainer() as container, anyio.create_task_group() as tasks:
+
+        async def cancel() -> None:
+            await anyio.wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(cancel)
+        await run_worker(handle, numbers(), container=container, concurrency=2)
+    [record] = [one for one in caplog.records if one.levelno == logging.ERROR]
+    assert record.getMessage() == "The worker was cancelled after this error"
+    assert record.exc_info is not None
+    assert repr(record.exc_info[1]) == "ValueError('the cause')"
+
+
+def test_a_process_that_is_forked_meanwhile_ends_by_its_signals() -> None:
+    async def handle(message: int) -> None:
+        child = os.fork()
+        if not child:
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(child, 0)  # noqa: ASYNC222
+        assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
+
+    async def main() -> None:
+        async with LifespanContainer() as container:
+            summary = await run_worker(handle, numbers(1), container=container)
+            assert summary == done(taken=1, done=1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads
+        anyio.run(main)
+
+
+async def test_a_process_that_was_forked_is_told_by_its_number() -> None:
+    async def handle(message: int) -> None:
+        receiver = signal.getsignal(signal.SIGURG)
+        assert isinstance(receiver, Receiver)
+        receiver._process = 0
+        signal.raise_signal(signal.SIGURG)
+        assert signal.getsignal(signal.SIGURG) is signal.SIG_IGN
+
+    with raising(signal.SIGURG):
+        async with LifespanContainer() as container:
+            summary = await run_worker(
+                handle, numbers(1), container=container, signals=[signal.SIGURG]
+            )
+            assert summary.stopped_by is None
+
+
+async def test_errors_of_a_handler_that_look_like_others_are_its_own(log: Log) -> None:
+    group = ExceptionGroup("both", [ValueError()])
+    errors = [LifespanNotRunning("another one", "Start it."), group]
+
+    async def handle(message: int) -> None:
+        raise errors[message]
+
+    seen: list[Exception] = []
+    async with LifespanContainer() as container:
+        await run_worker(
+            handle, numbers(2), container=container, on_error=lambda _, error: seen.append(error)
+        )
+    assert seen == errors
+
+
+async def test_an_application_that_serves_keeps_its_signals() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen: list[Any] = []
+
+    async def handle(message: int) -> None:
+        seen.append(signal.getsignal(signal.SIGTERM))
+
+    app = LifespanFastAPI(handlers=[handle])
+    async with app.router.lifespan_context(app):
+        await run_worker(handle, numbers(1), container=app.lifespan_container)
+        await run_worker(
+            handle, numbers(1), container=app.lifespan_container, signals=(signal.SIGTERM,)
+        )
+    assert seen[0] is before
+    assert seen[1] is not before
+
+
+async def test_waiting_for_a_refresh_takes_no_time_of_the_call() -> None:
+    container = LifespanContainer()
+    starts, is_first = anyio.Event(), True
+
+    async def get_model() -> str:
+        nonlocal is_first
+        if not is_first:
+            await starts.wait()
+        is_first = False
+        return "model"
+
+    @container.inject
+    async def handle(
+        message: int, model: Annotated[str, Depends(get_model, scope="lifespan")]
+    ) -> None: ...
+
+    async with container, anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(container.refresh, get_model, policy="resource_preserving"))
+        await anyio.wait_all_tasks_blocked()
+
+        async def start() -> None:
+            await anyio.sleep(0.01)
+            starts.set()
+
+        tasks.start_soon(start)
+        summary = await run_worker(handle, numbers(), container=container, call_timeout=0.001)
+        assert summary == done(taken=3, done=3)
+
+
+async def test_callbacks_and_sources_may_declare_dependencies(log: Log) -> None:
+    container = LifespanContainer(get_engine)
+
+    def get_messages(engine: EngineDep) -> AsyncIterator[int]:
+        assert engine.is_open
+        return numbers(2)
+
+    @container.inject
+    def acknowledge(message: int, result: None, engine: EngineDep) -> None:
+        assert engine.is_open
+        log.append(f"acknowledged {message}")
+
+    async def decide(message: int, error: Exception, engine: EngineDep) -> None:
+        assert engine.is_open
+        log.append(f"decided {message}")
+
+    async def handle(message: int) -> None:
+        if message == 1:
+            raise ValueError
+
+    async with container:
+        for source in (get_messages, partial(numbers, 2)):
+            await run_worker(
+                handle, source, container=container, on_done=acknowledge, on_error=decide
+            )
+    assert log == ["acknowledged 0", "decided 1"] * 2
+
+
+class Huge:
+    def __repr__(self) -> str:
+        raise ValueError("it is too long")
+
+
+async def test_a_message_is_named_whatever_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    async def handle(message: object) -> None: ...
+
+    def acknowledge(message: object, result: None) -> None:
+        raise OSError("not acknowledged")
+
+    async def messages(message: object) -> AsyncIterator[object]:
+        yield message
+
+    async with LifespanContainer() as container:
+        for message in (Huge(), b"x" * 1000, [10**5000]):
+            with pytest.raises(OSError, match="not acknowledged"):
+                await run_worker(
+                    handle, partial(messages, message), container=container, on_done=acknowledge
+                )
+    first, second, third = (one for one in caplog.messages if "neither done nor" in one)
+    assert "Huge instance at" in first
+    assert second.endswith("xxx'...")
+    assert len(second) < 300
+    assert "list object at" in third
+
+
+async def test_a_message_is_let_go_when_it_is_done() -> None:
+    class Message: ...
+
+    alive: list[weakref.ref[Message]] = []
+    checked = anyio.Event()
+
+    async def messages() -> AsyncIterator[Message]:
+        message = Message()
+        alive.append(weakref.ref(message))
+        yield message
+        del message
+        await anyio.wait_all_tasks_blocked()
+        assert alive[0]() is None
+        checked.set()
+
+    async def handle(message: Message) -> None: ...
+
+    async with LifespanContainer() as container:
+        await run_worker(handle, messages(), container=container)
+    assert checked.is_set()
+
+
+def test_a_message_whose_call_never_began_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """The loop of asyncio cancels a task before its first step, if it is told to."""
+
+    async def messages() -> AsyncIterator[str]:
+        yield "first"
+        loop = asyncio.get_running_loop()
+        loop.call_soon(lambda: [one.cancel() for one in asyncio.all_tasks()])
+        yield "second"
+
+    async def handle(message: str) -> None:
+        await anyio.sleep_forever()
+
+    async def main() -> None:
+        async with LifespanContainer() as container:
+            await run_worker(handle, messages(), container=container, concurrency=3)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited")
+        with suppress(asyncio.CancelledError):
+            asyncio.run(main())
+        gc.collect()
+    assert "A message was neither done nor failed: 'second'" in caplog.messages
+
+
+@pytest.mark.parametrize("name", ["on_done", "on_error"])
+@pytest.mark.parametrize("wrong", [[1], lambda message: None])
+async def test_what_cannot_be_told_is_refused(name: str, wrong: Any) -> None:
+    async with LifespanContainer() as container:
+        with pytest.raises(TypeError, match=f"{name}="):
+            await run_worker(handles, numbers(), container=container, **{name: wrong})
+
+
+async def test_odd_callables() -> None:
+    async with LifespanContainer() as container:
+        # a class that tells nothing of its parameters
+        await run_worker(handles, numbers(1), container=container, on_done=slice)
+        with pytest.raises(TypeError, match="handler=None: give a function"):
+            await run_worker(None, numbers(), container=container)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="a worker needs an async iterable"):
+            await run_worker(handles, Reader, container=container)
+
+
+def test_a_nursery_that_is_cut_off_is_no_error() -> None:
+    async def handle(message: int) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            nursery.start_soon(trio.sleep_forever)
+            await anyio.wait_all_tasks_blocked()
+            terminate()
+
+    async def main() -> None:
+        async with LifespanContainer() as container:
+            summary = await run_worker(handle, numbers(), container=container, grace_period=0)
+            assert summary == WorkerSummary(1, 0, 0, 1, signal.SIGTERM)
+
+    with raising(signal.SIGTERM) as terminate:
+        anyio.run(main, backend="trio")

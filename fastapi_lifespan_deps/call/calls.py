@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -64,11 +63,7 @@ class Calls:
 
     def check_open(self) -> None:
         """Raise unless calls may begin here and now."""
-        if os.getpid() != self._run.process:
-            raise LifespanNotRunning(
-                "this is another process than that which started it, by a fork",
-                "Start the container in each process, after the fork.",
-            )
+        self._run.live.supervisor.tasks.check_process()
         if self._is_closing:
             raise LifespanNotRunning("it is being left", "Call before the end of its block.")
 

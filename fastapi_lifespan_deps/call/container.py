@@ -275,7 +275,7 @@ class LifespanContainer(View):
             LifespanNotRunning: it runs already.
             Exception: what a start raises.
         """
-        if self._here is not None:
+        if self._here is not None and self._here.run.is_of_this_process:
             raise LifespanNotRunning(
                 "it runs already, and cannot run twice at once",
                 "Make another container, or leave this one first.",
@@ -327,7 +327,8 @@ class LifespanContainer(View):
             try:
                 yield SyncView(view._standing, portal)
             finally:
-                under.reset(token)
+                with suppress(ValueError):  # it may be left in another thread
+                    under.reset(token)
 
     def run(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Start what a function needs, and nothing else; call it, stop, and give its result.
@@ -428,6 +429,7 @@ class SyncView(View):
         drain_timeout: float | timedelta | None = None,
     ) -> Draining:
         """Put a fresh instance in the place of the one that serves: see `View.refresh`."""
+        self._standing.run.calls.check_open()
         refresh = partial(super().refresh, provider, policy=policy, drain_timeout=drain_timeout)
         return self._portal.call(refresh)
 
@@ -436,6 +438,7 @@ class SyncView(View):
         self, provider: Callable[..., Any]
     ) -> Iterator[Any]:
         """Enter one request-style dependency by itself: see `View.enter`."""
+        self._standing.run.calls.check_open()
         with self._portal.wrap_async_context_manager(super().enter(provider)) as value:
             yield value
 

@@ -8,12 +8,15 @@ from types import CodeType, MethodType
 from typing import Any
 
 from fastapi_lifespan_deps._compat import Kind, kind_of
+from fastapi_lifespan_deps.declare.signature import typed_signature
 from fastapi_lifespan_deps.exceptions import LifespanDependencyError, name_of
 from fastapi_lifespan_deps.live.asking import Standing
 
 from .order import injected_names
 from .streams import Stream, StreamInThread
 from .threads import call_in_thread
+
+MISSING = inspect.Signature.empty
 
 # What Python takes for a function, and is something that is made of one.
 NO_FUNCTIONS = functools.partial, staticmethod, classmethod
@@ -83,9 +86,9 @@ _WRAPPERS = {one for one in injecting.__code__.co_consts if isinstance(one, Code
 def declaring(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function whose declarations count: also one that was injected and then decorated."""
     found = original_of(function)
-    while hasattr(found, "__lifespan_function__"):
-        found = found.__lifespan_function__
-    return found
+    layer = inspect.unwrap(found, stop=lambda one: hasattr(one, "__lifespan_function__"))
+    injected: Callable[..., Any] | None = getattr(layer, "__lifespan_function__", None)
+    return found if injected is None else declaring(injected)
 
 
 def container_of(function: Callable[..., Any]) -> Any:
@@ -101,12 +104,14 @@ def shown(wrapper: Callable[..., Any], function: Callable[..., Any]) -> Callable
     injected = injected_names(function)
     functools.update_wrapper(wrapper, function)
     del wrapper.__wrapped__  # type: ignore[attr-defined]
-    annotations = getattr(function, "__annotations__", {})
-    wrapper.__annotations__ = {
-        name: annotation for name, annotation in annotations.items() if name not in injected
-    }
     with suppress(ValueError, TypeError):
-        signature = inspect.signature(function)
+        # Resolved here: the wrapper has other globals, in which others would look the names up.
+        signature = typed_signature(function)
         kept = [one for name, one in signature.parameters.items() if name not in injected]
         wrapper.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+        found = {one.name: one.annotation for one in kept}
+        found["return"] = signature.return_annotation
+        wrapper.__annotations__ = {
+            name: annotation for name, annotation in found.items() if annotation is not MISSING
+        }
     return wrapper

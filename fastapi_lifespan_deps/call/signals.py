@@ -80,24 +80,23 @@ def listening(numbers: Iterable[signal.Signals], listener: Listener) -> Iterator
     receivers: dict[Receiver, None] = {}
     new = Receiver(loop)
     listening = listener, wanted
+    for number in wanted:
+        there = signal.getsignal(number)
+        if isinstance(there, Receiver) and there.loop is loop:
+            receivers[there] = None
+        else:
+            receivers[new] = None
+            new.take(number)
+    for receiver in receivers:
+        receiver.listeners.append(listening)
     try:
-        for number in wanted:
-            there = signal.getsignal(number)
-            if isinstance(there, Receiver) and there.loop is loop:
-                receivers[there] = None
-            else:
-                receivers[new] = None
-                new.take(number)
         for receiver in receivers:
-            receiver.listeners.append(listening)
-            for received in receiver.received:
-                if received in wanted:
-                    listener(received)
+            for received in wanted.intersection(receiver.received):
+                listener(received)
         yield
     finally:
         for receiver in receivers:
-            if listening in receiver.listeners:
-                receiver.listeners.remove(listening)
+            receiver.listeners.remove(listening)
             if not receiver.listeners:
                 receiver.give_back()
 

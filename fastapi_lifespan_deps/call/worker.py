@@ -21,7 +21,7 @@ from fastapi_lifespan_deps._compat import kind_of
 from fastapi_lifespan_deps.events import logger
 from fastapi_lifespan_deps.exceptions import LifespanNotRunning, LifespanTimeout, Step, name_of
 from fastapi_lifespan_deps.live.asking import Standing
-from fastapi_lifespan_deps.live.tasks import current_task
+from fastapi_lifespan_deps.live.tasks import current_task, finished
 
 from .calls import invoking
 from .inject import original_of
@@ -32,8 +32,9 @@ from .stopping import Stop
 from .view import View
 
 Handler = Callable[..., Any]
-OnDone = Callable[[Any, Any], Any]
-OnError = Callable[[Any, Exception], Any]
+# Of a message and its result, or its error, and of what they declare.
+OnDone = Callable[..., Any]
+OnError = Callable[..., Any]
 
 SIGNALS = signal.SIGTERM, signal.SIGINT
 
@@ -206,7 +207,7 @@ class Worker:
 class _Callback:
     """A function of the user that is told the end of a call; it may declare dependencies."""
 
-    def __init__(self, at: Standing, function: Callable[[Any, Any], Any], name: str) -> None:
+    def __init__(self, at: Standing, function: Callable[..., Any], name: str) -> None:
         if not callable(function):
             raise TypeError(f"{name}={function!r}: give a function")
         self.name = f"`{name}`"
@@ -254,6 +255,8 @@ async def _told_apart(name: str, awaitable: Awaitable[Any]) -> Any:
         if others is not None:
             raise others from None
         cancelled = found
+        while isinstance(cancelled, BaseExceptionGroup):  # one stands for all
+            cancelled = cancelled.exceptions[0]
     if current_effective_deadline() == -math.inf:
         if getattr(cancelled, "__notes__", None):
             logger.error("%s was cancelled, and its clean-up failed", name, exc_info=cancelled)
@@ -384,9 +387,14 @@ class _Loop:
         await self._close_within(closing)
 
     async def _close_within(self, closing: CancelScope) -> None:
-        await self._left.wait()
-        if self._stop.is_limited.is_set():
-            closing.deadline = anyio.current_time() + self._stop.grace_period
+        try:
+            await finished(self._left)  # also if what the source holds was cancelled
+        finally:
+            if self._stop.is_limited.is_set():
+                closing.deadline = anyio.current_time() + self._stop.grace_period
+            await self._closed()
+
+    async def _closed(self) -> None:
         try:
             await _told_apart("the source of messages", self._source.close())
         except get_cancelled_exc_class():

@@ -73,7 +73,7 @@ def typed_signature(call: Callable[..., Any]) -> inspect.Signature:
             parameter.replace(annotation=_evaluate(parameter.annotation, names))
             for parameter in signature.parameters.values()
         ],
-        return_annotation=inspect.Signature.empty,
+        return_annotation=_evaluate(signature.return_annotation, names),
     )
 
 

@@ -67,7 +67,6 @@ class Run:
         # whether the event loop is running; if that is in our thread, we are in it (trio: always)
         self.is_running: Callable[[], bool] = getattr(self.loop, "is_running", lambda: True)
         self._since = anyio.current_time()  # when it began to start, or to stop
-        self.process = os.getpid()
         self.calls: Any = None  # it is further down the data flow: call/calls.py
 
     @property
@@ -84,6 +83,11 @@ class Run:
     def is_empty(self) -> bool:
         """Whether nothing in the application has scope "lifespan"."""
         return not (self.current.plan.resolved or self.live.originals.resolved)
+
+    @property
+    def is_of_this_process(self) -> bool:
+        """Whether it was started here, and not before a fork."""
+        return self.live.supervisor.tasks.process == os.getpid()
 
     def is_here(self) -> bool:
         """Whether we are in the event loop of this run."""

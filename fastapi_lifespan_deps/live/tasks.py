@@ -1,6 +1,7 @@
 """Tasks that belong to an event loop, and not to whoever has started them."""
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -24,6 +25,7 @@ class Tasks:
 
     def __init__(self) -> None:
         self.loop = current_loop()
+        self.process = os.getpid()
         self._spawned: set[asyncio.Task[None]] = set()
         self._detached: set[DetachedTask[Any]] = set()
         # What starts later, for a request, is not that request's.
@@ -40,6 +42,7 @@ class Tasks:
 
     def check_loop(self, *, or_none: bool = False) -> None:
         """Raise unless we are in their event loop; or, with `or_none`, in a thread without one."""
+        self.check_process()
         loop = current_loop()
         if loop is not self.loop and not (or_none and loop is None):
             raise LifespanNotRunning(
@@ -47,6 +50,14 @@ class Tasks:
                 "Ask in its event loop, and so in its thread: in a coroutine or a callback there. "
                 "From the thread of a `def` endpoint, write `anyio.from_thread.run(container."
                 "refresh, provider)`.",
+            )
+
+    def check_process(self) -> None:
+        """Raise in a process that was forked: the event loop did not come along."""
+        if os.getpid() != self.process:
+            raise LifespanNotRunning(
+                "this is another process than that which started it, by a fork",
+                "Start the container in each process, after the fork.",
             )
 
     def detach(
