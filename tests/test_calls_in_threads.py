@@ -27,6 +27,7 @@ from fastapi_lifespan_deps import (
     get_container,
     inject,
 )
+from fastapi_lifespan_deps.call.threads import Owner
 
 log: list[str] = []
 PATIENCE = 20
@@ -418,6 +419,32 @@ def test_what_is_entered_in_spite_of_an_interrupt_sees_it() -> None:
         with pytest.raises(KeyboardInterrupt):
             running.call(function)
         assert log == ["sees KeyboardInterrupt"]
+
+
+def test_an_interrupt_while_a_dependency_is_left_waits_for_its_end() -> None:
+    async def slow() -> AsyncIterator[None]:
+        yield
+        interrupt()
+        await anyio.to_thread.run_sync(threading.Event().wait, 0.01)
+        log.append("left")
+
+    @inject
+    def function(nothing: Annotated[None, Stock(slow)]) -> None: ...
+
+    with LifespanContainer().sync() as running:
+        with pytest.raises(KeyboardInterrupt):
+            running.call(function)
+        assert log == ["left"]
+
+
+def test_what_is_cut_off_before_it_began_is_refused() -> None:
+    with LifespanContainer().sync() as running:
+        run = running._standing.run
+        owner = Owner(run)
+        run.loop.call_soon_threadsafe(owner.cancel)
+        with pytest.raises(LifespanNotRunning, match="which took too long"):
+            owner.ask(anyio.sleep_forever, can_be_cut_off=True)
+        owner.finish()
 
 
 async def interrupt_twice(entered: threading.Event) -> None:

@@ -1338,6 +1338,17 @@ async def test_a_source_that_does_not_close_is_not_waited_for(
     assert "The source of messages did not close within the grace period" in caplog.messages
 
 
+async def test_what_closing_a_source_raises_stops_the_worker() -> None:
+    class Failing(Reader):
+        def aclose(self) -> None:
+            raise BaseExceptionGroup("in its task group", [GeneratorExit(), OSError("closing")])
+
+    async with LifespanContainer() as container:
+        with pytest.raises(ExceptionGroup, match="in its task group") as caught:
+            await run_worker(handles, Failing(Log()), container=container)
+    assert repr(caught.value.exceptions) == "(OSError('closing'),)"
+
+
 async def test_a_container_that_is_left_is_no_failure_of_a_message(
     monkeypatch: pytest.MonkeyPatch, log: Log, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1530,10 +1541,9 @@ async def test_a_message_is_named_whatever_it_is(caplog: pytest.LogCaptureFixtur
                     handle, partial(messages, message), container=container, on_done=acknowledge
                 )
     first, second, third = (one for one in caplog.messages if "neither done nor" in one)
-    assert "Huge instance at" in first
+    assert "Huge" in first
     assert second.endswith("xxx'...")
-    assert len(second) < 300
-    assert "list object at" in third
+    assert max(map(len, (first, second, third))) < 300
 
 
 async def test_a_message_is_let_go_when_it_is_done() -> None:

@@ -84,11 +84,10 @@ class Calls:
             try:
                 for key in order.keys:
                     generation.value(at.overrides_provider, key)
-            except UnavailableLifespanDependency:
-                if not await self._run.refresher.over():
-                    return  # nothing brings it back: let the call say so
-            except UninitializedLifespanDependency:
-                return
+            except UninitializedLifespanDependency as error:
+                is_coming = isinstance(error, UnavailableLifespanDependency)
+                if not is_coming or not await self._run.refresher.over():
+                    return  # let the call say so
             else:
                 return
 
