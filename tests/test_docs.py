@@ -64,6 +64,8 @@ FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTAL
 # A file, or a section of it.
 SNIPPET = re.compile(r'^ *--8<-- "([^":]+)(?::(\w+))?"$')
 MODEL_SERVING = ("docs_src/model_serving/", "docs_src/ray_serve.py", "docs_src/deploy/")
+# The tests of these are files of their own.
+TESTED_ELSEWHERE = ("docs_src/testing/", "docs_src/workers/")
 # Commands and diagrams are no code of ours.
 WRITTEN_IN_PLACE = ("console", "mermaid")
 
@@ -113,7 +115,7 @@ def test_every_file_is_shown_and_run() -> None:
     loaded = re.findall(r'load\("([\w/]+)"\)', Path(__file__).read_text())
     run = {f"docs_src/{name}.py" for name in loaded}
     run |= {f"docs_src/errors/{name}.py" for name in ERRORS}
-    run |= {file for file in files if file.startswith("docs_src/testing/")}  # test_testing
+    run |= {file for file in files if file.startswith(TESTED_ELSEWHERE)}
     assert {file for file in files if file.endswith(".py")} == run
 
 
