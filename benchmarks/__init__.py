@@ -1,4 +1,4 @@
-"""Benchmarks: what a request, the start, live operations, and a server under load cost.
+"""Benchmarks: what a request, a call, the start, live operations, and a server under load cost.
 
 Run `scripts/bench`.
 """

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import report
 
-PARTS = ("requests", "startup", "live", "serving")
+PARTS = ("requests", "calls", "startup", "live", "serving")
 QUICK = 0.1
 
 

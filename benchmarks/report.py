@@ -3,6 +3,7 @@
 import datetime
 import importlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -106,6 +107,7 @@ def budgets(results: dict[str, Any]) -> Iterator[Budget]:
     yield from ratio("no lifespan dependencies ÷ FastAPI", ours.get("0", {}), 1.01)
     if "us_per_further" in ours:
         yield Budget("each further dependency", ours["us_per_further"], 0.05, unit=" µs")
+    yield from call_budgets(results.get("calls", {}).get("callers", {}))
     startup = results.get("startup", {})
     if (share := startup.get("share_of_build_10000")) is not None:
         yield Budget("startup, 10,000 routes ÷ building them", share, 0.05, unit="%")
@@ -117,8 +119,39 @@ def budgets(results: dict[str, Any]) -> Iterator[Budget]:
         yield Budget(f"n doubled: {row['what']}", row["worst"], 2.3)
 
 
+# Another library's fastest way is what counts.
+CALL_PEERS = (
+    ("dishka", 1.5),
+    ("taskiq-dependencies", 1.5),
+    ("fast-depends", 0.15),
+    ("fastapi-injectable", 0.05),
+)
+
+
+def call_budgets(rows: dict[str, Any]) -> Iterator[Budget]:
+    """The budgets of calls outside of requests."""
+    ours, values = (rows.get(name, {}) for name in (OURS, f"{OURS}, values only"))
+    if "ratio" in ours:
+        yield Budget("call ÷ by hand, shielded", ours["ratio"], 2.0, 1.3, ours["margin"])
+        for peer, at_most in CALL_PEERS:
+            found = [
+                row
+                for name, row in rows.items()
+                if name.partition(",")[0] == peer and "ratio" in row
+            ]
+            if found:
+                fastest = min(found, key=lambda row: float(row["ratio"]))
+                measured = ours["ratio"] / fastest["ratio"]
+                errors = (row["margin"] / row["ratio"] for row in (ours, fastest))
+                yield Budget(
+                    f"call ÷ {peer}", measured, at_most, margin=measured * math.hypot(*errors)
+                )
+    if "ratio" in values:
+        yield Budget("call, values only ÷ by hand", values["ratio"], 1.5, margin=values["margin"])
+
+
 def tables(results: dict[str, Any]) -> Iterator[Table]:
-    for part in ("requests", "startup", "live", "serving"):
+    for part in ("requests", "calls", "startup", "live", "serving"):
         if part in results:
             yield from importlib.import_module(f".{part}", __package__).tables(results[part])
     table = Table(title="Budgets", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))

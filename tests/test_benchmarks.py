@@ -2,18 +2,20 @@
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import fastapi
 import pytest
 
-from benchmarks import live, report, requests
-from benchmarks.competitors import contestants, depends, lifespan_deps, plain
+from benchmarks import calls, live, report, requests
+from benchmarks.competitors import callers, contestants, depends, lifespan_deps, plain
+from benchmarks.competitors.calling import Call, Caller, Calls, Start
 from benchmarks.competitors.case import Case, Contestant, endpoint
 from benchmarks.measure import Subject, measure
 
 
-def names(found: list[Contestant]) -> list[str]:
+def names(found: list[Contestant] | list[Caller]) -> list[str]:
     return [one.name for one in found]
 
 
@@ -44,6 +46,93 @@ def test_a_library_that_is_not_installed_is_told() -> None:
     told = [one for one in contestants() if not isinstance(one, Contestant)]
     assert all(reason.startswith("not installed: ") for _, reason in told)
     assert ("svcs", "not installed: No module named 'svcs'") in told
+    told = [one for one in callers() if not isinstance(one, Caller)]
+    assert ("dishka", "not installed: No module named 'dishka'") in told
+
+
+WAYS_TO_CALL = [*lifespan_deps.CALLERS, *plain.CALLERS]
+
+
+@pytest.mark.parametrize("caller", WAYS_TO_CALL, ids=names(WAYS_TO_CALL))
+def test_each_way_to_call_is_verified_and_measured(caller: Caller) -> None:
+    found = asyncio.run(calls._measure([caller], 2, None, lambda: None))
+    [result] = found.values()
+    assert "problem" not in result
+    assert result["visits"] == 2 * caller.visits_per_round
+
+
+@asynccontextmanager
+async def leaving_nothing(calls: Calls) -> AsyncIterator[Call]:
+    engine, get_session, handle = calls.make_engine(), calls.session(), calls.taking_session()
+    entered = []
+
+    async def call(message: int) -> int:
+        entered.append(get_session(engine))
+        return await handle(message, engine, await anext(entered[-1]))  # type: ignore[no-any-return]
+
+    yield call
+    for generator in entered:
+        await anext(generator, None)
+
+
+@asynccontextmanager
+async def leaving_late(calls: Calls) -> AsyncIterator[Call]:
+    engine, get_session, handle = calls.make_engine(), calls.session(), calls.taking_session()
+    entered = []
+
+    async def call(message: int) -> None:
+        entered.append(get_session(engine))
+        await handle(message, engine, await anext(entered[-1]))
+        if len(entered) == 10:
+            for generator in entered:
+                await anext(generator, None)
+
+    yield call
+
+
+@asynccontextmanager
+async def sharing_nothing(calls: Calls) -> AsyncIterator[Call]:
+    open_session, handle = asynccontextmanager(calls.session()), calls.taking_session()
+
+    async def call(message: int) -> int:
+        engine = calls.make_engine()
+        async with open_session(engine) as session:
+            return await handle(message, engine, session)  # type: ignore[no-any-return]
+
+    yield call
+
+
+@asynccontextmanager
+async def keeping_a_session(calls: Calls) -> AsyncIterator[Call]:
+    engine, handle = calls.make_engine(), calls.taking_session()
+    async with asynccontextmanager(calls.session())(engine) as session:
+        yield lambda message: handle(message, engine, session)
+
+
+@pytest.mark.parametrize(
+    ("start", "problem"),
+    [
+        (leaving_nothing, "does not leave: 10 sessions began, 0 ended"),
+        (leaving_late, "an earlier session goes on"),
+        (sharing_nothing, "it got <benchmarks.competitors.calling.Engine object"),
+        (keeping_a_session, "does not leave: 1 sessions began, 0 ended"),
+    ],
+)
+def test_a_way_to_call_that_does_something_else_is_told(start: Start, problem: str) -> None:
+    wrong = Caller("wrong", start, plain.shielded)
+    found = asyncio.run(calls._measure([wrong], 2, None, lambda: None))
+    assert found["wrong"]["problem"].startswith(f"WrongAnswer: {problem}")
+
+
+def test_budgets_of_calls_are_about_the_fastest_way_of_another_library() -> None:
+    ratios = {"fastapi-lifespan-deps": 1.2, "dishka": 2.0, "dishka, slow": 3.0}
+    rows = {name: {"ratio": ratio, "margin": 0.0} for name, ratio in ratios.items()}
+    rows |= {"fast-depends": {"problem": "not installed"}}  # type: ignore[dict-item]
+    found = list(report.budgets({"calls": {"callers": rows}}))
+    assert [(budget.what, budget.measured, budget.is_met) for budget in found] == [
+        ("call ÷ by hand, shielded", 1.2, True),
+        ("call ÷ dishka", 0.6, True),
+    ]
 
 
 def test_a_chunk_is_compared_with_the_chunks_of_its_baseline_beside_it() -> None:

@@ -5,13 +5,17 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from .calling import Caller
 from .case import Contestant
 
 OWN = ["plain", "lifespan_deps", "depends"]
 # Named as their distributions, but for the hyphens.
 LIBRARIES = ["wireup", "dishka", "svcs", "that_depends", "fastapi_injector", "dependency_injector"]
 LIBRARIES += ["fastapi_singleton", "litestar"]
+# Those that call functions outside of requests.
+CALLING = ["dishka", "taskiq_dependencies", "that_depends", "fast_depends", "fastapi_injectable"]
 
 # scripts/bench notes here what it could not install: a distribution, a tab, and why.
 NOT_INSTALLED = Path(sys.prefix, "not-installed")
@@ -19,9 +23,20 @@ NOT_INSTALLED = Path(sys.prefix, "not-installed")
 
 def contestants() -> Iterator[Contestant | tuple[str, str]]:
     """All that take part; a name and a reason for a library that is not there."""
+    for found in _modules([*OWN, *LIBRARIES]):
+        yield from [found] if isinstance(found, tuple) else found.CONTESTANTS
+
+
+def callers() -> Iterator[Caller | tuple[str, str]]:
+    """The same for calls outside of requests."""
+    for found in _modules(["lifespan_deps", "plain", *CALLING]):
+        yield from [found] if isinstance(found, tuple) else found.CALLERS
+
+
+def _modules(names: list[str]) -> Iterator[Any]:
     notes = NOT_INSTALLED.read_text().splitlines() if NOT_INSTALLED.exists() else []
     reasons = dict(note.split("\t", 1) for note in notes)
-    for module in OWN + LIBRARIES:
+    for module in names:
         distribution = module.replace("_", "-")
         try:
             with warnings.catch_warnings(action="ignore"):  # of what else a library imports
@@ -31,4 +46,4 @@ def contestants() -> Iterator[Contestant | tuple[str, str]]:
                 raise
             yield distribution, f"not installed: {reasons.get(distribution, error)}"
         else:
-            yield from found.CONTESTANTS
+            yield found

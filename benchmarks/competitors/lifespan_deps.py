@@ -4,17 +4,23 @@ and is closed.
 
 With overrides active, each service is replaced. The baseline is there FastAPI with the same
 overrides of as many ordinary dependencies, asynchronous functions that return a global.
+
+Outside of requests, a container by itself: what `container.inject` makes of a function, or
+`container.call`; and the same while another call goes on, as in a worker.
 """
 
-from collections.abc import Callable
-from typing import Any
+from asyncio import Event, create_task
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
 
 import fastapi
 from fastapi import FastAPI
 
-from fastapi_lifespan_deps import Depends, LifespanFastAPI
+from fastapi_lifespan_deps import Depends, LifespanContainer, LifespanFastAPI
 
 from . import plain
+from .calling import Call, Caller, Calls, Engine, Session, Start
 from .case import Case, Contestant, Form, endpoint, sync_endpoint, through_dependency, websocket
 
 
@@ -71,4 +77,86 @@ CONTESTANTS = [
     Contestant(f"{OURS}, WebSocket", taking(websocket), plain.in_websocket, is_websocket=True),
     Contestant(f"{OURS}, sync", taking(sync_endpoint), plain.in_sync_endpoint),
     Contestant(f"{OURS}, overrides", overridden, overridden_stock, counts=(1, 5, 20)),
+]
+
+
+# Calls outside of requests
+
+
+def injecting(declare: Callable[[Calls], Callable[..., Any]], *, by_call: bool = False) -> Start:
+    @asynccontextmanager
+    async def start(calls: Calls) -> AsyncIterator[Call]:
+        function = declare(calls)
+        container = LifespanContainer(handlers=[function])
+        injected = container.inject(function)
+
+        async def call(message: int) -> Any:
+            return await container.call(function, message)
+
+        async with container:
+            yield call if by_call else injected
+
+    return start
+
+
+@asynccontextmanager
+async def beside_another(calls: Calls) -> AsyncIterator[Call]:
+    has_begun, may_end = Event(), Event()
+
+    async def go_on(engine: Engine) -> None:
+        has_begun.set()
+        await may_end.wait()
+
+    go_on.__annotations__["engine"] = engine_of(calls)
+    function = with_session(calls)
+    container = LifespanContainer(handlers=[function, go_on])
+    async with container:
+        another = create_task(container.call(go_on))
+        await has_begun.wait()
+        yield container.inject(function)
+        may_end.set()
+        await another
+
+
+def engine_of(calls: Calls) -> Any:
+    return Annotated[Engine, Depends(calls.get_engine, scope="lifespan")]
+
+
+def with_session(calls: Calls) -> Callable[..., Any]:
+    engine = engine_of(calls)
+    session = Annotated[Session, fastapi.Depends(calls.session(engine))]
+    return calls.taking_session(engine, session)
+
+
+def with_sync_session(calls: Calls) -> Callable[..., Any]:
+    engine = engine_of(calls)
+    session = Annotated[Session, fastapi.Depends(calls.sync_session(engine))]
+    return calls.sync_taking_session(engine, session)
+
+
+def with_values(calls: Calls) -> Callable[..., Any]:
+    return calls.taking_engine(engine_of(calls))
+
+
+def with_values_in_thread(calls: Calls) -> Callable[..., Any]:
+    return calls.sync_taking_engine(engine_of(calls))
+
+
+CALLERS = [
+    Caller(OURS, injecting(with_session), plain.shielded, visits_per_round=5),
+    Caller(f"{OURS}, call", injecting(with_session, by_call=True), plain.shielded),
+    Caller(f"{OURS}, another goes on", beside_another, plain.shielded),
+    Caller(f"{OURS}, values only", injecting(with_values), plain.values, visits_per_round=5),
+    Caller(
+        f"{OURS}, thread, values only",
+        injecting(with_values_in_thread),
+        plain.values_in_thread,
+        in_thread=True,
+    ),
+    Caller(
+        f"{OURS}, thread",
+        injecting(with_sync_session),
+        plain.session_in_thread,
+        in_thread=True,
+    ),
 ]
