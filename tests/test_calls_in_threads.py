@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from contextvars import ContextVar
 from typing import Annotated, Any
@@ -310,7 +310,7 @@ def test_in_a_forked_process_it_does_not_run() -> None:
 def test_a_process_that_was_forked_is_told_by_its_number() -> None:
     with container.sync() as running:
         tasks = running._standing.run.live.supervisor.tasks
-        tasks.process, process = 0, tasks.process
+        tasks.process, process = object(), tasks.process
         asked: list[Callable[[], object]] = [
             peek,
             lambda: running[get_engine],
@@ -862,3 +862,29 @@ def test_a_synchronous_stream_that_makes_an_item_is_waited_for(
             assert begun.wait(PATIENCE)
             threads.submit(until, lambda: "Calls are cancelled" in caplog.text, go_on.set)
         assert taken.result(PATIENCE) == [True]
+
+
+def test_whatever_is_interrupted_is_answered() -> None:
+    """Before it was asked; before it began, if it can be cut off; and after it is done."""
+    with LifespanContainer().sync() as running:
+        run = running._standing.run
+        owner = Owner(run)
+
+        async def ask() -> None: ...
+
+        never_asked, not_begun, done, to_be_left = (Future[Any]() for _ in range(4))
+        done.set_result(None)
+
+        def settle() -> None:
+            owner._settle((ask, never_asked, False))
+            owner._asked.append((ask, not_begun, True))
+            owner._settle((ask, not_begun, True))
+            owner._settle((ask, done, False))
+            owner._asked.append((ask, to_be_left, False))
+            owner._settle((ask, to_be_left, False))
+
+        run.loop.call_soon_threadsafe(settle)
+        assert isinstance(never_asked.exception(PATIENCE), InterruptedError)
+        assert isinstance(not_begun.exception(PATIENCE), InterruptedError)
+        assert to_be_left.result(PATIENCE) is None
+        owner.finish()

@@ -248,5 +248,5 @@ def test_what_a_task_takes() -> None:
 
 
 def test_order_of_decorators() -> None:
-    with pytest.raises(LifespanDependencyError, match=r"`@app\.task`, and below it"):
+    with pytest.raises(LifespanDependencyError, match=r"and below it `@container\.inject`"):
         container.inject(place_order)

@@ -33,6 +33,8 @@ from .order import Arguments, Order, bound_arguments, injected_names, order_of, 
 # How long, in seconds, running calls may go on when their container is left.
 GRACE = 10.0
 
+NONE: frozenset[str] = frozenset()
+
 # How many synchronous functions may run at once in worker threads: anyio's own number.
 THREADS = 40
 
@@ -56,6 +58,8 @@ class Calls:
         self._running: dict[object, Cancellable | None] = {}  # None: in a thread, which goes on
         # of their own: what functions wait for may need one of anyio's
         self._threads = CapacityLimiter(THREADS)
+        # Its class is that of the event loop's kind, which is found once.
+        self._scope: Callable[[], CancelScope] = type(CancelScope())
         self._is_closing = False
         self._idle = anyio.Event()
 
@@ -64,6 +68,9 @@ class Calls:
     def check_open(self) -> None:
         """Raise unless calls may begin here and now."""
         self._run.live.supervisor.tasks.check_process()
+        self._check_not_closing()
+
+    def _check_not_closing(self) -> None:
         if self._is_closing:
             raise LifespanNotRunning("it is being left", "Call before the end of its block.")
 
@@ -93,7 +100,7 @@ class Calls:
 
     def begin(self, pin: object, scope: "Cancellable | None") -> None:
         with self._lock:
-            self.check_open()
+            self._check_not_closing()
             self._running[pin] = scope
 
     def finish(self, pin: object) -> None:
@@ -137,30 +144,42 @@ class Calls:
         """The order of a function's dependencies, worked out once for a plan."""
         plan = generation.plan
         target = getattr(function, "__func__", function)
-        names: frozenset[str] = frozenset()
+        names = NONE
         if explicit:
             names = frozenset(name for name in injected_names(function) if name in explicit)
         key = id(overrides_provider), names, target is function
         try:
-            known: dict[Any, Order] = plan.orders.setdefault(target, {})
-        except TypeError:  # nothing can be known of it weakly
-            known = {}
-        if key not in known:
+            found: Order = plan.orders[target][key]
+            return found
+        except (KeyError, TypeError):  # of some, nothing can be known weakly
             overrides = plan.overrides.get(overrides_provider, {})
-            known[key] = order_of(function, overrides_provider, overrides, names)
-        return known[key]
+            order = order_of(function, overrides_provider, overrides, names)
+            with suppress(TypeError):
+                plan.orders.setdefault(target, {})[key] = order
+            return order
 
     async def pin(
         self, outer: Pin | None, overrides_provider: OverridesProvider, function: Any, explicit: Any
     ) -> tuple[Order, Pin]:
         """Pin a call, as its outer one is, or to the values that are current."""
+        if self._may_have_changed(outer):
+            await self._run.overrides.apply()
+        return self._pinned(outer, overrides_provider, function, explicit)
+
+    def _may_have_changed(self, outer: Pin | None) -> bool:
+        """Whether the overrides may have, of those that are not bound to an outer call."""
+        run = self._run
+        return (
+            (outer is None or outer.has_asked)
+            and (bool(run.overrides_provider.dependency_overrides) or run.overrides.must_compare)
+            and run.overrides.have_changed()
+        )
+
+    def _pinned(
+        self, outer: Pin | None, overrides_provider: OverridesProvider, function: Any, explicit: Any
+    ) -> tuple[Order, Pin]:
         run = self._run
         if outer is None or outer.has_asked:
-            overrides = run.overrides
-            if (
-                run.overrides_provider.dependency_overrides or overrides.must_compare
-            ) and overrides.have_changed():
-                await overrides.apply()
             generation = run.current
             order = self.order(generation, overrides_provider, function, explicit)
             pin = Pin.of(order.holder, generation, run)
@@ -183,15 +202,19 @@ class Calls:
 
         `invoke` is how, if not so.
         """
-        self._run.live.supervisor.tasks.check_loop()
-        self.check_open()
-        outer = at.pin or pinned_here(self._run.live)
-        order, pin = await self.pin(outer, at.overrides_provider, function, kwargs)
+        self._run.check_here()
+        if self._is_closing:
+            self._check_not_closing()
+        outer = at.pin or pinned_here(self._run)
+        if self._may_have_changed(outer):
+            await self._run.overrides.apply()
+        order, pin = self._pinned(outer, at.overrides_provider, function, kwargs)
         inner = Standing(at.run, at.overrides_provider, pin, under.get(None))
         token = under.set(inner)
         try:
-            invoke = invoke or invoking(function, order.kind, self._threads)
-            with CancelScope() as scope:
+            if invoke is None and order.kind is not Kind.COROUTINE:
+                invoke = invoking(function, order.kind, self._threads)
+            with self._scope() as scope:
                 self.begin(pin, scope)
                 try:
                     return await self._called(order, inner, function, invoke, args, kwargs)
@@ -203,7 +226,8 @@ class Calls:
             )
         finally:
             under.reset(token)
-            self._run.live.release(pin)
+            if not pin.generation.give_back(pin):
+                self._run.live.release(pin)
 
     def slots(
         self,
@@ -215,9 +239,8 @@ class Calls:
     ) -> list[Any]:
         """What parameters are filled from; what is entered will be added."""
         assert at.pin is not None
-        value, provider = at.pin.generation.value, at.overrides_provider
         # looked up before anything is entered
-        slots = [value(provider, key) for key in order.keys]
+        slots = at.pin.generation.values_for(order.holder, at.overrides_provider, order.keys)
         if order.given:
             bound = bound_arguments(function, args, kwargs, dict(order.arguments))
             slots += [bound[name] for name in order.given]
@@ -230,22 +253,23 @@ class Calls:
         order: Order,
         at: Standing,
         function: Callable[..., Any],
-        invoke: "Invoke",
+        invoke: "Invoke | None",
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
         slots = self.slots(order, at, function, args, kwargs)
         if not order.entries:
-            return await invoke(*filled(order, slots, function, args, kwargs))
+            return await begun(function, invoke, *filled(order, slots, function, args, kwargs))
         entered: list[Entered] = []
         failures, result = Failures(), None
         # Opened before the first is entered, and closed after the last was left: they may open
         # scopes of their own, and scopes must nest.
-        with CancelScope() as scope:
+        with self._scope() as scope:
             try:
                 for entry in order.entries:
                     slots.append(await enter(entry, taken(entry.arguments, slots), entered))
-                result = await invoke(*filled(order, slots, function, args, kwargs))
+                arguments = filled(order, slots, function, args, kwargs)
+                result = await begun(function, invoke, *arguments)
             except BaseException as error:
                 failures.own = error
             scope.shield = True
@@ -254,17 +278,23 @@ class Calls:
                     await leave(one, failures.thrown)
                 except BaseException as error:
                     failures.note(error)
-        failures.settle(f"`{name_of(function)}`", is_cancelled=is_cancelled())
-        failure = failures.result()
-        if failure is not None:
-            try:
-                raise failure
-            finally:
-                del failure, failures
+        if failures.thrown is not None:
+            failures.settle(f"`{name_of(function)}`", is_cancelled=is_cancelled())
+            failures.check()
         return result
 
 
 Invoke = Callable[[tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
+
+
+def begun(
+    function: Callable[..., Any],
+    invoke: Invoke | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Awaitable[Any]:
+    """The call of a function, to be awaited: a coroutine function is called as it is."""
+    return function(*args, **kwargs) if invoke is None else invoke(args, kwargs)
 
 
 def is_cancelled() -> bool:
@@ -290,7 +320,7 @@ def filled(
     injected = taken(order.arguments, slots)
     if order.rebinds:
         return rebound(function, args, kwargs, injected)
-    return args, {**injected, **kwargs}
+    return args, {**injected, **kwargs} if kwargs else injected
 
 
 def invoking(

@@ -1,6 +1,6 @@
 """Leaving: the dependencies of a call are entered one by one, and left in reverse."""
 
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
 from anyio import CapacityLimiter, get_cancelled_exc_class
@@ -63,15 +63,12 @@ def _never_yielded(entry: Entry) -> RuntimeError:
 
 async def leave(one: Entered, error: BaseException | None) -> None:
     """Leave a dependency; an error is thrown into it. Raise what it raises, unless it is that."""
-    if one.entry.kind is Kind.ASYNC_GENERATOR:
-        await _end_async(one.generator, error)
-    else:
+    generator = one.generator
+    if one.entry.kind is not Kind.ASYNC_GENERATOR:
         # A limiter of its own: the end must not wait for the threads of others.
         context: Callable[..., Any] = one.context or OneContext()
-        await in_thread(context, end, one.generator, error, limiter=CapacityLimiter(1))
-
-
-async def _end_async(generator: AsyncGenerator[Any, Any], error: BaseException | None) -> None:
+        await in_thread(context, end, generator, error, limiter=CapacityLimiter(1))
+        return
     try:
         await (anext(generator) if error is None else generator.athrow(error))
     except StopAsyncIteration:
@@ -109,9 +106,9 @@ def _is_the_same(raised: BaseException, error: BaseException | None) -> bool:
 
 def in_order(entered: list[Entered]) -> list[Entered]:
     """These, as they are to be left: what has scope="function" first, each in reverse."""
+    if len(entered) < 2:
+        return entered
     left = entered[::-1]
-    if len(left) < 2:
-        return left
     return [
         *(one for one in left if one.entry.is_early),
         *(o for o in left if not o.entry.is_early),
@@ -155,3 +152,13 @@ class Failures:
         return combined(
             self.own, self._others, is_serving=False, heading="Then, in a dependency of the call:"
         )
+
+    def check(self) -> None:
+        """Raise that."""
+        failure = self.result()
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure
+                self.own, self._others = None, []  # whose frames have us

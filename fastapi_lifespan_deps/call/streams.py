@@ -36,7 +36,7 @@ class Stream(AbstractAsyncContextManager["Stream"], AsyncIterator[Any]):
         is_lasting: bool = False,
     ) -> None:
         # here, where the request or the call is known that asks for it
-        self._at = at._replace(pin=at.pin or pinned_here(at.run.live))
+        self._at = at._replace(pin=at.pin or pinned_here(at.run))
         self._call = function, args, kwargs
         self._throws = throws  # an error of who takes the items is the function's
         self._is_lasting = is_lasting  # nobody can wait for its end

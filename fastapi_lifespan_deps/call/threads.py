@@ -90,16 +90,30 @@ class Owner:
     def ask(self, function: Callable[[], Awaitable[Any]], *, can_be_cut_off: bool = False) -> Any:
         """Have something done there, and wait until it is, also if that is interrupted."""
         answer: Future[Any] = Future()
-        self._asked.append((function, answer, can_be_cut_off))
-        self._soon(self._notify)
+        asked = function, answer, can_be_cut_off
         try:
+            self._asked.append(asked)
+            self._soon(self._notify)
             return answer.result()
         except BaseException:
             if not answer.done():
-                if can_be_cut_off:
-                    self._soon(self.cancel)
+                self._soon(partial(self._settle, asked))
                 answer.exception()
             raise
+
+    def _settle(self, asked: "Asked") -> None:
+        """See that something is answered, though whoever has asked was interrupted."""
+        _, answer, can_be_cut_off = asked
+        if answer.running():
+            if can_be_cut_off:
+                self.cancel()
+        elif asked not in self._asked or can_be_cut_off:  # it was not asked yet, or not begun
+            with suppress(ValueError):
+                self._asked.remove(asked)
+            if not answer.done():
+                answer.set_exception(InterruptedError())
+        else:
+            self._notify()
 
     def _notify(self) -> None:
         if self._death is not None:
@@ -128,6 +142,7 @@ class Owner:
                     await self._wake.wait()
                     self._wake = Event()
                     while self._asked:
+                        self._asked[0][1].set_running_or_notify_cancel()
                         await self._do(*self._asked.popleft(), shield)
             except get_cancelled_exc_class() as error:
                 # by a dependency that it holds, whose scope it is in, or at the loop's end
@@ -231,7 +246,7 @@ def steps(
 def _pinned(
     calls: Calls, run: Run, at: Standing, function: Callable[..., Any], kwargs: dict[str, Any]
 ) -> tuple[Order, Pin]:
-    outer = at.pin or pinned_here(run.live)
+    outer = at.pin or pinned_here(run)
     if outer is None and not run.overrides.have_changed():
         generation = run.current
         order = calls.order(generation, at.overrides_provider, function, kwargs)
@@ -269,12 +284,7 @@ def _called(
         stay.leave()
     finally:
         stay.finish()
-    failure = stay.failures.result()
-    if failure is not None:
-        try:
-            raise failure
-        finally:
-            del failure, stay
+    stay.failures.check()
     return result
 
 

@@ -50,13 +50,14 @@ def standing_here() -> Standing | None:
     return None if pin is None else Standing(pin.run, pin.run.overrides_provider, pin)
 
 
-def pinned_here(live: LiveValues) -> Pin | None:
+def pinned_here(run: Any) -> Pin | None:
     """The pin of the call, or of the request, in whose code we are, if it goes on."""
+    live: LiveValues = run.live
     at = under.get(None)
     pin = None if at is None or at.run.live is not live else at.pin
     if pin is not None and pin in pin.generation.pins:
         return pin
-    if not live.current.pins and live.holdings.is_empty:
+    if not run.serves_routes or (not live.current.pins and live.holdings.is_empty):
         return None
     for pin in _serving_pins():
         if pin.run.live is live and pin in pin.generation.pins:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from fastapi.dependencies.models import Dependant
 from starlette.types import Scope
@@ -186,6 +187,8 @@ class Generation(dict[Injection, Callable[..., Any]]):
         self.pins: dict[Pin, Reachable | None] = {}
         self._everything: Reachable | None = None
         self._reachable: dict[int, Reachable] = {}
+        # The values that calls need; functions come and go.
+        self._values_for: WeakKeyDictionary[Injection, list[Any]] = WeakKeyDictionary()
         self._is_current = True
         # A synchronous endpoint asks in a worker thread; what dies meanwhile must not be kept.
         self.lock = Lock()
@@ -204,6 +207,18 @@ class Generation(dict[Injection, Callable[..., Any]]):
             for name, key in injection.parameters
         ]
         return {name: value for name, value in values if name is not None}
+
+    def values_for(
+        self, holder: Injection, overrides_provider: OverridesProvider, keys: Iterable[Key]
+    ) -> list[Any]:
+        """The values that a call needs, for itself to change the list."""
+        values = self._values_for.get(holder)
+        if values is None:
+            with self.lock:
+                values = [self.value(overrides_provider, key) for key in keys]
+                if self._is_current:
+                    self._values_for[holder] = values
+        return values.copy()
 
     def take(self, pin: Pin) -> bool:
         """Pin it, from any thread; not if this is not the current one any more."""
@@ -224,12 +239,14 @@ class Generation(dict[Injection, Callable[..., Any]]):
         """Let each injection be worked out anew, and be found without what is gone."""
         with self.lock:
             super().clear()
+            self._values_for.clear()
 
     def retire(self) -> None:
         """Keep nothing any more: another one is current."""
         with self.lock:
             self._is_current = False
             super().clear()
+            self._values_for.clear()
 
     def value(self, overrides_provider: OverridesProvider, key: Key) -> Any:
         """The live value of a key. Raise `UninitializedLifespanDependency` if there is none."""

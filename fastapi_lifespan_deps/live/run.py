@@ -1,7 +1,7 @@
 """Run: one startup-to-shutdown of an application, and who does what in it."""
 
-import os
 import warnings
+from asyncio import AbstractEventLoop
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from threading import get_ident
@@ -23,7 +23,7 @@ from fastapi_lifespan_deps.exceptions import combined
 from .generation import Generation, Pin
 from .overrides import OverridesInForce
 from .refresh import Refresher
-from .tasks import current_loop
+from .tasks import current_loop, this_process
 from .values import LiveValues
 
 LifespanStart = Literal["sequential", "concurrent"]
@@ -64,6 +64,7 @@ class Run:
         self.refresher = Refresher(self.live, self.overrides, self.events)
         self.loop = self.live.supervisor.tasks.loop
         self.thread = get_ident()
+        self._is_trio = not isinstance(self.loop, AbstractEventLoop)
         # whether the event loop is running; if that is in our thread, we are in it (trio: always)
         self.is_running: Callable[[], bool] = getattr(self.loop, "is_running", lambda: True)
         self._since = anyio.current_time()  # when it began to start, or to stop
@@ -87,11 +88,18 @@ class Run:
     @property
     def is_of_this_process(self) -> bool:
         """Whether it was started here, and not before a fork."""
-        return self.live.supervisor.tasks.process == os.getpid()
+        return self.live.supervisor.tasks.process is this_process.token
 
     def is_here(self) -> bool:
         """Whether we are in the event loop of this run."""
         return self.loop is current_loop()
+
+    def check_here(self) -> None:
+        """Raise unless we are in the event loop of this run. It costs as little as can be."""
+        tasks = self.live.supervisor.tasks
+        tasks.check_process()
+        if self._is_trio or get_ident() != self.thread or not self.is_running():
+            tasks.check_loop()
 
     def covers(self, router: Any) -> bool:
         """Whether the routes of an application's router belong to this run."""

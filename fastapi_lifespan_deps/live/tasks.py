@@ -16,6 +16,21 @@ from fastapi_lifespan_deps.exceptions import LifespanNotRunning
 T = TypeVar("T")
 
 
+class ThisProcess:
+    """What tells this process from those that it was forked from, without a system call."""
+
+    def __init__(self) -> None:
+        self.renew()
+        register = getattr(os, "register_at_fork", lambda **_: None)  # Windows knows no forks
+        register(after_in_child=self.renew)
+
+    def renew(self) -> None:
+        self.token = object()
+
+
+this_process = ThisProcess()
+
+
 class Tasks:
     """The tasks of a run.
 
@@ -25,7 +40,7 @@ class Tasks:
 
     def __init__(self) -> None:
         self.loop = current_loop()
-        self.process = os.getpid()
+        self.process = this_process.token
         self._spawned: set[asyncio.Task[None]] = set()
         self._detached: set[DetachedTask[Any]] = set()
         # What starts later, for a request, is not that request's.
@@ -54,7 +69,7 @@ class Tasks:
 
     def check_process(self) -> None:
         """Raise in a process that was forked: the event loop did not come along."""
-        if os.getpid() != self.process:
+        if self.process is not this_process.token:
             raise LifespanNotRunning(
                 "this is another process than that which started it, by a fork",
                 "Start the container in each process, after the fork.",
