@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 ROOT = Path(__file__).parent.parent
 
@@ -75,3 +75,13 @@ class ServerProcess:
         self._reader.join()
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+
+@contextmanager
+def writing_to(pipe: Path) -> Iterator[TextIO]:
+    """Open a named pipe as soon as somebody reads it, or after a minute."""
+    give_up = threading.Timer(60, lambda: os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))
+    give_up.start()
+    with pipe.open("w") as writing:
+        give_up.cancel()
+        yield writing

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import anyio
 import pytest
@@ -29,7 +29,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from docs_src.workers.temporal_workflow import ClassifyProject
 from fastapi_lifespan_deps import Depends, LifespanContainer
-from tests.processes import ROOT, ServerProcess
+from tests.processes import ROOT, ServerProcess, writing_to
 from tests.services import temporal_server
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -97,16 +97,6 @@ class Office:
     def labels(self) -> list[tuple[str, str, int]]:
         with closing(self.database()) as database:
             return list(database.execute("SELECT * FROM labels ORDER BY name"))
-
-
-@contextmanager
-def writing_to(pipe: Path) -> Iterator[TextIO]:
-    """Open a named pipe as soon as an activity reads it; after a time there is no such activity."""
-    give_up = threading.Timer(PATIENCE, lambda: os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))
-    give_up.start()
-    with pipe.open("w") as writing:
-        give_up.cancel()
-        yield writing
 
 
 @pytest.fixture
