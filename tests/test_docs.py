@@ -66,7 +66,12 @@ FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTAL
 SNIPPET = re.compile(r'^ *--8<-- "([^":]+)(?::(\w+))?"$')
 MODEL_SERVING = ("docs_src/model_serving/", "docs_src/ray_serve.py", "docs_src/deploy/")
 # The tests of these are files of their own.
-TESTED_ELSEWHERE = ("docs_src/grpc/", "docs_src/testing/", "docs_src/workers/")
+TESTED_ELSEWHERE = (
+    "docs_src/command_line/",
+    "docs_src/grpc/",
+    "docs_src/testing/",
+    "docs_src/workers/",
+)
 # Commands and diagrams are no code of ours.
 WRITTEN_IN_PLACE = ("console", "mermaid")
 
