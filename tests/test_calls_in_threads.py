@@ -3,12 +3,15 @@
 import inspect
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from contextvars import ContextVar
+from traceback import walk_stack
+from types import FrameType
 from typing import Annotated, Any
 
 import anyio
@@ -27,7 +30,10 @@ from fastapi_lifespan_deps import (
     get_container,
     inject,
 )
-from fastapi_lifespan_deps.call.threads import Owner
+from fastapi_lifespan_deps.call.leaving import end
+from fastapi_lifespan_deps.call.threads import Answer, Owner, Taken
+from fastapi_lifespan_deps.live.asking import under
+from fastapi_lifespan_deps.live.generation import Pin
 
 log: list[str] = []
 PATIENCE = 20
@@ -440,11 +446,12 @@ def test_an_interrupt_while_a_dependency_is_left_waits_for_its_end() -> None:
 def test_what_is_cut_off_before_it_began_is_refused() -> None:
     with LifespanContainer().sync() as running:
         run = running._standing.run
-        owner = Owner(run)
+        taken = Taken(run)
+        owner = Owner(run, taken)
         run.loop.call_soon_threadsafe(owner.cancel)
         with pytest.raises(LifespanNotRunning, match="which took too long"):
             owner.ask(anyio.sleep_forever, can_be_cut_off=True)
-        owner.finish()
+        taken.give_back()
 
 
 async def interrupt_twice(entered: threading.Event) -> None:
@@ -868,12 +875,13 @@ def test_whatever_is_interrupted_is_answered() -> None:
     """Before it was asked; before it began, if it can be cut off; and after it is done."""
     with LifespanContainer().sync() as running:
         run = running._standing.run
-        owner = Owner(run)
+        taken = Taken(run)
+        owner = Owner(run, taken)
 
         async def ask() -> None: ...
 
-        never_asked, not_begun, done, to_be_left = (Future[Any]() for _ in range(4))
-        done.set_result(None)
+        never_asked, not_begun, done, to_be_left = (Answer() for _ in range(4))
+        done.tell()
 
         def settle() -> None:
             owner._settle((ask, never_asked, False))
@@ -884,7 +892,127 @@ def test_whatever_is_interrupted_is_answered() -> None:
             owner._settle((ask, to_be_left, False))
 
         run.loop.call_soon_threadsafe(settle)
-        assert isinstance(never_asked.exception(PATIENCE), InterruptedError)
-        assert isinstance(not_begun.exception(PATIENCE), InterruptedError)
-        assert to_be_left.result(PATIENCE) is None
-        owner.finish()
+        for interrupted in (never_asked, not_begun):
+            with pytest.raises(InterruptedError):
+                interrupted.result()
+        assert to_be_left.result() is None
+        taken.give_back()
+
+
+class Interruption(BaseException): ...
+
+
+def in_a_thread(function: Callable[..., Any], *args: Any) -> Any:
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(function, *args).result()
+
+
+def test_what_an_ended_call_has_left_in_a_thread_is_nothing_to_others() -> None:
+    with container.sync() as running:
+        standing = running._standing
+        ended = standing._replace(pin=Pin.of({}, standing.run.current))
+        assert ended.pin is not None
+        del standing.run.current.pins[ended.pin]
+        token = under.set(ended)
+        with pytest.raises(LifespanNotRunning):
+            current_container()
+        under.reset(token)
+
+
+def test_what_is_interrupted_before_it_is_left_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    interruptions = [Interruption()]
+
+    def interrupted(*args: Any) -> None:
+        if interruptions:
+            raise interruptions.pop()
+        end(*args)
+
+    monkeypatch.setattr("fastapi_lifespan_deps.call.threads.end", interrupted)
+
+    def get_word() -> Iterator[str]:
+        yield "word"
+        raise AssertionError("it was told of the interruption")
+
+    def get_text(word: Annotated[str, Stock(get_word)]) -> Iterator[str]:
+        try:
+            yield word
+        finally:
+            log.append("left")
+
+    @inject
+    def read(text: Annotated[str, Stock(get_text)]) -> str:
+        return text
+
+    with LifespanContainer().sync(), pytest.raises(Interruption):
+        read()
+    assert log == ["left"]
+
+
+def test_a_call_is_forgotten_wherever_it_is_interrupted() -> None:
+    """By Ctrl-C, a soft time limit of Celery, or a cancellation of Temporal: at any call in it."""
+    left = 0
+
+    def get_counted() -> Iterator[None]:
+        nonlocal left
+        left += 1
+        try:
+            yield
+        finally:
+            left -= 1
+
+    async def get_counted_there() -> AsyncIterator[None]:
+        nonlocal left
+        left += 1
+        try:
+            yield
+        finally:
+            left -= 1
+
+    container = LifespanContainer()
+
+    @container.inject
+    def shared(engine: EngineDep) -> None: ...
+
+    @container.inject
+    def fresh(
+        there: Annotated[None, Stock(get_counted_there)], here: Annotated[None, Stock(get_counted)]
+    ) -> None: ...
+
+    def interrupted(function: Callable[[], None], number: int) -> bool:
+        """Whether there was a place of that number, and it was interrupted there."""
+        count = 0
+
+        def profile(frame: FrameType, event: str, _: object) -> None:
+            nonlocal count
+            if event == "call" and f"{os.sep}call{os.sep}" in frame.f_code.co_filename:
+                if "__del__" in {one.f_code.co_name for one, _ in walk_stack(frame)}:
+                    return
+                count += 1
+                if count == number:
+                    raise Interruption
+
+        sys.setprofile(profile)
+        try:
+            function()
+        except Interruption:
+            return True
+        finally:
+            sys.setprofile(None)
+        return count >= number
+
+    with container.sync() as running:
+        run = running._standing.run
+        for function in (shared, fresh):
+            number = 1
+            # in a thread of its own, whose context is its own
+            while in_a_thread(interrupted, function, number):
+                number += 1
+            assert number > 5
+        # what the loop has still to do for an interrupted call
+        assert running.call(nothing) is None
+        until(lambda: not run.calls._running, lambda: None)
+        assert not run.current.pins
+        assert left == 0
+
+
+async def nothing() -> None: ...

@@ -90,7 +90,7 @@ async def test_tasks() -> None:
 
 
 def test_order_of_decorators() -> None:
-    with pytest.raises(LifespanDependencyError, match="A decorator that makes tasks goes above"):
+    with pytest.raises(LifespanDependencyError, match=r"and below it `@container\.inject`"):
         container.inject(look)
 
 

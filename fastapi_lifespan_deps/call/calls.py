@@ -105,7 +105,7 @@ class Calls:
 
     def finish(self, pin: object) -> None:
         with self._lock:
-            del self._running[pin]
+            self._running.pop(pin, None)  # it may be said twice
             is_last = self._is_closing and not self._running
         if is_last:
             call_soon(self._run.loop, self._idle.set)

@@ -47,12 +47,12 @@ def begin(
 ) -> Any:
     """Enter a synchronous generator in this thread."""
     generator = entry.call(**arguments)
+    # Before, for this may be interrupted; what has failed, or has not begun, takes leave easily.
+    entered.append(Entered(entry, generator, context))
     try:
-        value = next(generator)
+        return next(generator)
     except StopIteration:
         raise _never_yielded(entry) from None
-    entered.append(Entered(entry, generator, context))
-    return value
 
 
 def _never_yielded(entry: Entry) -> RuntimeError:

@@ -1,11 +1,11 @@
 """Threads: synchronous calls, from any thread but that of the event loop."""
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator
-from concurrent.futures import Future
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 from anyio import CancelScope, Event, get_cancelled_exc_class
@@ -18,9 +18,66 @@ from fastapi_lifespan_deps.live.generation import Pin
 from fastapi_lifespan_deps.live.run import Run
 from fastapi_lifespan_deps.live.tasks import call_soon
 
-from .calls import Calls, Cancellable, check_thread, filled, taken
+from .calls import Calls, Cancellable, check_thread, filled
+from .calls import taken as arguments_of
 from .leaving import Entered, Failures, begin, end, enter, in_order, leave
 from .order import Entry, Order
+
+
+class Answer:
+    """What somebody waits for in a thread, who may be interrupted; no lock is left held."""
+
+    def __init__(self) -> None:
+        self.is_begun = False
+        self.is_there = False
+        self._told: SimpleQueue[None] = SimpleQueue()
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    def tell(self, value: Any = None, error: BaseException | None = None) -> None:
+        self._value, self._error = value, error
+        self.is_there = True
+        self._told.put(None)
+
+    def wait(self) -> None:
+        while not self.is_there:
+            self._told.get()
+
+    def result(self) -> Any:
+        self.wait()
+        if self._error is not None:
+            try:
+                raise self._error
+            finally:
+                self._error = None  # whose frames have us
+        return self._value
+
+
+class Taken:
+    """What a call has taken, to be given back once.
+
+    It is given back in any case when nobody has this any more: a call may be interrupted where no
+    `finally` sees it.
+    """
+
+    pin: Pin | None = None
+    owners: "Sequence[Owner]" = ()
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def give_back(self) -> None:
+        for owner in self.owners:
+            owner.finish()
+        pin = self.pin
+        if pin is not None:
+            self._run.calls.finish(pin)
+            if not pin.generation.give_back(pin):
+                call_soon(self._run.loop, self._run.live.release, pin)
+            self.pin = None
+
+    def __del__(self) -> None:
+        self.give_back()
 
 
 class Owner:
@@ -30,7 +87,7 @@ class Owner:
     call notes what it has entered.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, taken: Taken) -> None:
         self._run = run
         self._asked: deque[Asked] = deque()
         self._entered: list[Entered] = []
@@ -38,8 +95,9 @@ class Owner:
         self._is_cut_off = False
         self._is_over = False
         self._death: BaseException | None = None
-        self._wake: Event
+        self._wake: Event | None = None
         self._context = copy_context()  # that of the call
+        taken.owners = (*taken.owners, self)
         run.calls.begin(self, self)
         self._soon(self._start)
 
@@ -51,6 +109,8 @@ class Owner:
         (schedule or self._run.loop.run_sync_soon)(function)
 
     def _start(self) -> None:
+        if self._wake is not None:
+            return
         self._wake = Event()
         tasks = self._run.live.supervisor.tasks
         tasks.spawn(self._answer, self._end, "a synchronous call", self._context)
@@ -89,40 +149,42 @@ class Owner:
 
     def ask(self, function: Callable[[], Awaitable[Any]], *, can_be_cut_off: bool = False) -> Any:
         """Have something done there, and wait until it is, also if that is interrupted."""
-        answer: Future[Any] = Future()
+        answer = Answer()
         asked = function, answer, can_be_cut_off
         try:
             self._asked.append(asked)
             self._soon(self._notify)
             return answer.result()
         except BaseException:
-            if not answer.done():
+            if not answer.is_there:
                 self._soon(partial(self._settle, asked))
-                answer.exception()
+                answer.wait()
             raise
 
     def _settle(self, asked: "Asked") -> None:
         """See that something is answered, though whoever has asked was interrupted."""
         _, answer, can_be_cut_off = asked
-        if answer.running():
+        if answer.is_begun:
             if can_be_cut_off:
                 self.cancel()
         elif asked not in self._asked or can_be_cut_off:  # it was not asked yet, or not begun
             with suppress(ValueError):
                 self._asked.remove(asked)
-            if not answer.done():
-                answer.set_exception(InterruptedError())
+            if not answer.is_there:
+                answer.tell(error=InterruptedError())
         else:
             self._notify()
 
     def _notify(self) -> None:
         if self._death is not None:
             self._refuse(self._death)
+        self._start()  # its maker may have been interrupted
+        assert self._wake is not None
         self._wake.set()
 
     def _refuse(self, error: BaseException) -> None:
         while self._asked:
-            self._asked.popleft()[1].set_exception(error)
+            self._asked.popleft()[1].tell(error=error)
 
     def _end(self) -> None:
         self._death = self._death or LifespanNotRunning(
@@ -139,10 +201,11 @@ class Owner:
                 self._scope.cancel()
             try:
                 while not self._is_over:
+                    assert self._wake is not None
                     await self._wake.wait()
                     self._wake = Event()
                     while self._asked:
-                        self._asked[0][1].set_running_or_notify_cancel()
+                        self._asked[0][1].is_begun = True
                         await self._do(*self._asked.popleft(), shield)
             except get_cancelled_exc_class() as error:
                 # by a dependency that it holds, whose scope it is in, or at the loop's end
@@ -163,7 +226,7 @@ class Owner:
     async def _do(
         self,
         function: Callable[[], Awaitable[Any]],
-        answer: "Future[Any]",
+        answer: Answer,
         can_be_cut_off: bool,
         shield: CancelScope,
     ) -> None:
@@ -178,13 +241,13 @@ class Owner:
                     "too long",
                     "Let calls end before the end of the container's block.",
                 )
-            answer.set_exception(error)
+            answer.tell(error=error)
         else:
             shield.shield = True
-            answer.set_result(value)
+            answer.tell(value)
 
 
-Asked = tuple[Callable[[], Awaitable[Any]], "Future[Any]", bool]
+Asked = tuple[Callable[[], Awaitable[Any]], Answer, bool]
 
 # What is done with the function, in the thread of the call; it may yield.
 Steps = Callable[[tuple[Any, ...], dict[str, Any]], Generator[Any, None, Any]]
@@ -224,66 +287,67 @@ def steps(
     run, calls = at.run, at.run.calls
     calls.check_open()
     check_thread(run)
-    order, pin = _pinned(calls, run, at, function, kwargs)
-    inner = Standing(run, at.overrides_provider, pin, under.get(None))
-    token = under.set(inner)
+    taken = Taken(run)
     try:
+        order, pin = _pinned(taken, run, at, function, kwargs)
+        inner = Standing(run, at.overrides_provider, pin, under.get(None))
         calls.begin(pin, closer)
+        token = under.set(inner)
         try:
             slots = calls.slots(order, inner, function, args, kwargs)
             if not order.entries:
                 return (yield from body(*filled(order, slots, function, args, kwargs)))
             fill = partial(filled, order, slots, function, args, kwargs)
-            return (yield from _called(run, order, slots, body, fill))
+            return (yield from _called(taken, run, order, slots, body, fill))
         finally:
-            calls.finish(pin)
+            under.reset(token)
     finally:
-        under.reset(token)
-        if not pin.generation.give_back(pin):
-            call_soon(run.loop, run.live.release, pin)
+        taken.give_back()
 
 
 def _pinned(
-    calls: Calls, run: Run, at: Standing, function: Callable[..., Any], kwargs: dict[str, Any]
+    taken: Taken, run: Run, at: Standing, function: Callable[..., Any], kwargs: dict[str, Any]
 ) -> tuple[Order, Pin]:
+    calls: Calls = run.calls
     outer = at.pin or pinned_here(run)
     if outer is None and not run.overrides.have_changed():
         generation = run.current
         order = calls.order(generation, at.overrides_provider, function, kwargs)
-        pin = Pin()
+        taken.pin = pin = Pin()
         pin.holder, pin.generation, pin.run, pin.more = order.holder, generation, run, None
         if not order.takes_container and generation.take(pin):
             return order, pin
-    owner = Owner(run)
-    try:
-        pinning = partial(calls.pin, outer, at.overrides_provider, function, kwargs)
-        found: tuple[Order, Pin] = owner.ask(pinning, can_be_cut_off=True)
+        taken.pin = None
+    owner = Owner(run, taken)
+
+    async def pinning() -> tuple[Order, Pin]:
+        found = await calls.pin(outer, at.overrides_provider, function, kwargs)
+        taken.pin = found[1]
         return found
-    finally:
-        owner.finish()
+
+    found: tuple[Order, Pin] = owner.ask(pinning, can_be_cut_off=True)
+    return found
 
 
 def _called(
+    taken: Taken,
     run: Run,
     order: Order,
     slots: list[Any],
     body: Steps,
     fill: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]],
 ) -> Generator[Any, None, Any]:
-    stay = _Stay(run, order)
+    stay = _Stay(run, order, taken)
     result = None
     try:
-        try:
-            for entry in order.entries:
-                slots.append(stay.enter(entry, taken(entry.arguments, slots)))
-            result = yield from body(*fill())
-        except GeneratorExit:  # nobody wants more of it, which is no error
-            pass
-        except BaseException as error:
-            stay.failures.own = error
-        stay.leave()
-    finally:
-        stay.finish()
+        for entry in order.entries:
+            slots.append(stay.enter(entry, arguments_of(entry.arguments, slots)))
+        result = yield from body(*fill())
+    except GeneratorExit:  # nobody wants more of it, which is no error
+        pass
+    except BaseException as error:
+        stay.failures.own = error
+    stay.leave()
     stay.failures.check()
     return result
 
@@ -291,9 +355,9 @@ def _called(
 class _Stay:
     """What a call in a thread has entered, here and in the event loop."""
 
-    def __init__(self, run: Run, order: Order) -> None:
+    def __init__(self, run: Run, order: Order, taken: Taken) -> None:
         is_async = any(entry.kind.is_async for entry in order.entries)
-        self._owner = Owner(run) if is_async else None
+        self._owner = Owner(run, taken) if is_async else None
         self._entered: list[Entered] = []
         self.failures = Failures()
 
@@ -308,14 +372,15 @@ class _Stay:
     def leave(self) -> None:
         for one in in_order(self._entered):
             try:
-                if one.entry.kind is Kind.ASYNC_GENERATOR:
-                    assert self._owner is not None
-                    self._owner.leave(one, self.failures.thrown)
-                else:
-                    end(one.generator, self.failures.thrown)
+                self._leave(one)
             except BaseException as error:
                 self.failures.note(error)
+                if getattr(one.generator, "gi_frame", None) is not None:
+                    self._leave(one)  # an interruption came before it was resumed
 
-    def finish(self) -> None:
-        if self._owner is not None:
-            self._owner.finish()
+    def _leave(self, one: Entered) -> None:
+        if one.entry.kind is Kind.ASYNC_GENERATOR:
+            assert self._owner is not None
+            self._owner.leave(one, self.failures.thrown)
+        else:
+            end(one.generator, self.failures.thrown)

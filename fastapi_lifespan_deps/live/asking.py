@@ -44,6 +44,8 @@ under: ContextVar[Standing] = ContextVar("fastapi_lifespan_deps_under")
 def standing_here() -> Standing | None:
     """Where the code stands, in a call or in the task that serves a request; None elsewhere."""
     at = under.get(None)
+    while at is not None and at.pin is not None and at.pin not in at.pin.generation.pins:
+        at = at.outer  # the call has ended
     if at is not None:
         return at
     pin = next(_serving_pins(), None)

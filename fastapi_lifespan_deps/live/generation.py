@@ -231,7 +231,7 @@ class Generation(dict[Injection, Callable[..., Any]]):
         """The reverse, for a pin that holds nothing else; not if somebody else has to know."""
         with self.lock:
             if self._is_current and pin.more is None:
-                del self.pins[pin]
+                self.pins.pop(pin, None)  # it may be given twice
                 return True
             return False
 
