@@ -3,6 +3,7 @@
 import os
 import runpy
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.processes import ROOT, ServerProcess
 
 MAIN = """
 import sys
+import tomllib
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
 
@@ -123,11 +125,11 @@ def run(main: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-def offer(directory: Path) -> None:
+def offer(directory: Path, sets: str = "worker_main:SETS") -> None:
     found = directory / "worker_main-1.0.dist-info"
     found.mkdir()
     (found / "METADATA").write_text("Metadata-Version: 2.1\nName: worker-main\nVersion: 1.0\n")
-    (found / "entry_points.txt").write_text("[fastapi_lifespan_deps]\nmain = worker_main:SETS\n")
+    (found / "entry_points.txt").write_text(f"[fastapi_lifespan_deps]\nmain = {sets}\n")
 
 
 def test_a_handler_brings_its_container(run: Run) -> None:
@@ -160,6 +162,19 @@ def test_a_set_is_added(run: Run, main: Path, handler: str) -> None:
     assert code == 0
     assert "with the fake" in output
     assert "started" not in output
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_the_sets_that_are_shown(run: Run, main: Path, name: str) -> None:
+    shown = tomllib.loads((ROOT / "docs_src/workers/entry_points.toml").read_text())
+    offer(main, shown["project"]["entry-points"]["fastapi_lifespan_deps"]["models"])
+    workers = "docs_src.workers.classify"
+    command = f"worker {workers}:classify --messages {workers}:texts --dependencies {name}"
+    assert run(command) == (
+        0,
+        f"so good: good, by {name}\nso so: bad, by {name}\n"
+        "2 taken, 2 done, 0 failed, 0 cancelled: no more messages\n",
+    )
 
 
 @pytest.mark.parametrize("handler", ["plain", "injected"])
