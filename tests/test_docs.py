@@ -167,8 +167,9 @@ def test_reference_has_the_signature_of_refresh() -> None:
 def check_signature(written: str, function: Callable[..., Any]) -> None:
     parameters = inspect.signature(function).parameters.values()
     plain = [p.replace(annotation=p.empty) for p in parameters]
-    expected = str(inspect.Signature(plain)).strip("()").replace("'", '"')
-    assert written == expected
+    expected = str(inspect.Signature(plain)).removeprefix("(").removesuffix(")")
+    expected = re.sub(r"<Signals\.(\w+): \d+>", r"\1", expected)
+    assert written == expected.replace("'", '"')
 
 
 # The home page and the tutorial
@@ -1085,6 +1086,7 @@ ERRORS: dict[str, type[Exception]] = {
     "request_dependency": DependencyScopeError,
     "cycle": DependencyCycleError,
     "start_timeout": LifespanTimeout,
+    "call_timeout": LifespanTimeout,
     "without_with": UninitializedLifespanDependency,
     "plain_app": UninitializedLifespanDependency,
     "other_event_loop": UninitializedLifespanDependency,
@@ -1099,6 +1101,8 @@ ERRORS: dict[str, type[Exception]] = {
     "refused_refresh": RefreshError,
     "waiting_for_itself": RefreshError,
     "no_container": LifespanNotRunning,
+    "cancelled_by_others": RuntimeError,
+    "no_async_iterable": TypeError,
     "failed_stops": ExceptionGroup,
     # warnings are errors in our tests
     "stock_scope": UserWarning,
