@@ -78,7 +78,8 @@ def not_declared(provider: Provider) -> UninitializedLifespanDependency:
         provider,
         "nothing asked for it when the application started",
         "Declare it in a route, a dependency or a hook that exists at startup, or in the "
-        "`dependencies=[...]` of the application; routes that the lifespan function adds count.",
+        "`dependencies=[...]` of the application; routes that the lifespan function adds count. "
+        "What a container calls is declared by `container.inject`, or in its `handlers=[...]`.",
     )
 
 

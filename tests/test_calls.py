@@ -26,6 +26,7 @@ from fastapi_lifespan_deps import (
     LifespanDependencyError,
     LifespanFastAPI,
     LifespanNotRunning,
+    LifespanTimeout,
     RefreshError,
     UnavailableLifespanDependency,
     View,
@@ -1452,3 +1453,36 @@ async def test_what_another_library_makes_of_an_injected_function_declares_the_s
     async with LifespanContainer(handlers=[task]) as running:
         assert running[get_engine].is_alive
     assert recorded == [True, True]
+
+
+async def test_options_hold_that_are_declared_by_what_is_not_started() -> None:
+    began: list[str] = []
+
+    async def get_slow() -> AsyncIterator[None]:
+        began.append("slow")
+        await anyio.sleep_forever()
+        yield
+
+    app = LifespanFastAPI()
+
+    @app.get("/")
+    async def read(
+        slow: Annotated[None, Depends(get_slow, scope="lifespan", start_timeout=0.001)],
+        engine: EngineDep,
+    ) -> None: ...
+
+    async def work(slow: Annotated[None, Depends(get_slow, scope="lifespan")]) -> None: ...
+
+    containers = [
+        LifespanContainer.for_app(app, get_slow, routes=False).running(),
+        LifespanContainer.for_app(app).running(only=[work]),
+        LifespanContainer(
+            Depends(get_slow, scope="lifespan", start_timeout=0.001), get_engine
+        ).running(only=[work]),
+    ]
+    for container in containers:
+        with pytest.raises(LifespanTimeout):
+            async with container:
+                raise AssertionError
+    assert began == ["slow"] * 3
+    assert log == []  # nothing else was started

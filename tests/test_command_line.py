@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from fastapi_lifespan_deps import LifespanDependencyError
 from fastapi_lifespan_deps.see import command_line
 from fastapi_lifespan_deps.see.command_line import cli
 from tests.processes import ROOT, ServerProcess
@@ -96,6 +97,19 @@ def acknowledge(message: int, result: str) -> None:
 
 def give_up(message: int, error: Exception) -> None:
     print(f"gave up {message}: {error}")
+"""
+
+FAILING = """
+from typing import Annotated
+
+from fastapi_lifespan_deps import Depends, LifespanDependencyError
+
+
+def get_model() -> None:
+    raise LifespanDependencyError("of our own") from OSError("disk")
+
+
+def handle(message: int, model: Annotated[None, Depends(get_model, scope="lifespan")]) -> None: ...
 """
 
 Run = Callable[..., tuple[int, str]]
@@ -194,6 +208,13 @@ def test_an_error_that_nobody_decides_about_is_raised(run: Run) -> None:
         run("worker worker_main:plain --messages worker_main:numbers")
 
 
+def test_a_start_that_fails_is_told_with_its_cause(run: Run, main: Path) -> None:
+    Path("worker_failing.py").write_text(FAILING)
+    with pytest.raises(LifespanDependencyError, match="of our own") as caught:
+        run("worker worker_failing:handle --messages worker_main:numbers")
+    assert repr(caught.value.__cause__) == "OSError('disk')"
+
+
 def test_a_time_limit(run: Run) -> None:
     code, output = run(
         "worker worker_main:slow --messages worker_main:numbers --call-timeout 0.001 "
@@ -217,6 +238,7 @@ def test_a_time_limit(run: Run) -> None:
         ("worker_main:SETS --messages worker_main:numbers", "'worker_main:SETS' is not a function"),
         ("worker_main:plain --messages worker_main:f", "Invalid value for --messages"),
         ("worker_main:injected --messages worker_main:of_another", "by different containers"),
+        ("worker_main:slow --messages worker_main:queue --call-timeout 0", "more than 0 seconds"),
     ],
 )
 def test_what_is_wrong_is_told(run: Run, command: str, text: str) -> None:

@@ -11,7 +11,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Annotated, Any
 
@@ -831,32 +831,72 @@ async def test_an_error_that_nobody_decides_about_is_logged(
 
 
 async def test_a_worker_stops_when_its_container_is_left(log: Log) -> None:
-    container = LifespanContainer()
-    comes = anyio.Event()
-    raised: list[LifespanNotRunning] = []
-
-    async def messages() -> AsyncIterator[int]:
-        await comes.wait()
-        yield 1
+    handling = Handling(log)
+    container, handle = handling.container()
+    summaries: list[WorkerSummary] = []
 
     @container.inject
-    async def handle(message: int) -> None:
-        log.append("handled")
+    async def messages(engine: EngineDep) -> AsyncIterator[int]:
+        yield 1
+        await anyio.sleep_forever()
 
     async def work() -> None:
-        with pytest.raises(LifespanNotRunning, match="it is being left") as caught:
+        summaries.append(await run_worker(handle, messages, container=container))
+
+    async with anyio.create_task_group() as tasks, container:
+        tasks.start_soon(work)
+        await handling.began.wait()
+        tasks.start_soon(go_on_when_blocked, handling.goes)
+    assert summaries == [done(taken=1, done=1, stopped_by="its container")]
+    assert str(summaries[0]).endswith(": stopped by its container")
+    assert log == ["began 1", "committed 1"]
+
+
+async def go_on_when_blocked(event: anyio.Event) -> None:
+    await anyio.wait_all_tasks_blocked()
+    event.set()
+
+
+async def test_a_message_that_comes_when_the_container_was_left(log: Log) -> None:
+    """Its handler cannot be called any more, which is no failure of the message."""
+    container = LifespanContainer()
+
+    async def handle(message: int) -> None: ...
+
+    async def messages() -> AsyncIterator[int]:
+        container._standing.run.calls._is_closing = True
+        yield 1
+
+    async with container:
+        with pytest.raises(LifespanNotRunning, match="it is being left"):
             await run_worker(
                 handle, messages(), container=container, on_error=lambda *_: log.append("failed")
             )
-        raised.append(caught.value)
-
-    async with anyio.create_task_group() as tasks:
-        async with container:
-            tasks.start_soon(work)
-            await anyio.wait_all_tasks_blocked()
-        comes.set()
-    assert raised
     assert not log
+
+
+async def test_a_worker_of_an_application_stops_with_it() -> None:
+    async def messages() -> AsyncIterator[int]:
+        await anyio.sleep_forever()
+        yield 1
+
+    async def handle(message: int) -> None: ...
+
+    summaries: list[WorkerSummary] = []
+
+    @asynccontextmanager
+    async def lifespan(app: LifespanFastAPI) -> AsyncIterator[None]:
+        async def work() -> None:
+            summaries.append(await run_worker(handle, messages, container=app.lifespan_container))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(work)
+            yield
+
+    app = LifespanFastAPI(lifespan=lifespan, handlers=[handle])
+    async with app.router.lifespan_context(app):
+        await anyio.wait_all_tasks_blocked()
+    assert summaries == [done(taken=0, done=0, stopped_by="its container")]
 
 
 # Refreshes

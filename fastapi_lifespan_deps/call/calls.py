@@ -3,8 +3,8 @@
 import asyncio
 import math
 import threading
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from inspect import iscoroutine
 from typing import Any, Protocol
 
@@ -61,6 +61,7 @@ class Calls:
         # Its class is that of the event loop's kind, which is found once.
         self._scope: Callable[[], CancelScope] = type(CancelScope())
         self._is_closing = False
+        self._listeners: list[Callable[[], None]] = []
         self._idle = anyio.Event()
 
     # Open and close
@@ -110,8 +111,19 @@ class Calls:
         if is_last:
             call_soon(self._run.loop, self._idle.set)
 
+    @contextmanager
+    def telling(self, listener: Callable[[], None]) -> Iterator[None]:
+        """Tell a listener when these are closed: no more calls begin."""
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
+
     async def close(self) -> None:
         """Let running calls end; after a time cancel them, and wait until they were left."""
+        for listener in self._listeners:
+            listener()
         with self._lock:
             self._is_closing = True
             if not self._running:

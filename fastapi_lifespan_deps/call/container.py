@@ -232,17 +232,25 @@ class LifespanContainer(View):
         check(original, self._overrides_provider, self.dependency_overrides)
         self._handlers.append(original)
 
-    def _sources(self, only: Iterable[Callable[..., Any]] | None) -> Iterator[Source]:
+    def _sources(
+        self, only: Iterable[Callable[..., Any]] | None
+    ) -> tuple[list[Source], list[Source]]:
+        """What is to be started, and what tells no more than the options of that."""
         provider = self._overrides_provider
-        if only is None:
-            if self._with_routes:
-                yield from collect_routes(self._application)
-            for position, depends in enumerate(self._providers):
-                yield ListedDependency("the container", provider, depends, position)
+        routes: list[Source] = []
+        if self._application is not None:
+            routes += collect_routes(self._application)
         functions = [*self._handlers, *(one() for one in self._functions)]
-        for function in functions if only is None else only:
-            if function is not None:
-                yield Handler(declaring(function), provider)
+        named: list[Source] = [
+            *(ListedDependency("the container", provider, *one) for one in self._listed()),
+            *(Handler(declaring(one), provider) for one in functions if one is not None),
+        ]
+        if only is not None:
+            return [Handler(declaring(one), provider) for one in only], [*routes, *named]
+        return ([*routes, *named], []) if self._with_routes else (named, routes)
+
+    def _listed(self) -> Iterator[tuple[params.Depends, int]]:
+        return ((depends, position) for position, depends in enumerate(self._providers))
 
     # Run
 
@@ -290,7 +298,8 @@ class LifespanContainer(View):
         failure: BaseException | None = None
         try:
             async with Leaving(run, lambda: [run.calls.close, run.live.close]):
-                await run.start(self._sources(only))
+                started, unstarted = self._sources(only)
+                await run.start(started, unstarted=unstarted)
                 run.serve()
                 try:
                     yield View(at)

@@ -1,6 +1,7 @@
 """Stopping: what has stopped a worker, and how much time that leaves."""
 
 import signal
+from typing import Literal
 
 import anyio
 
@@ -15,7 +16,7 @@ class Stop:
         # nothing more is taken; what runs has only so much time; it has none
         self.over, self.is_limited, self.hurry = anyio.Event(), anyio.Event(), anyio.Event()
         self.error: BaseException | None = None
-        self.heard: list[signal.Signals] = []
+        self.heard: list[signal.Signals | Literal["its container"]] = []
 
     def hear(self, received: signal.Signals) -> None:
         """Called by the event loop, where no task runs."""
@@ -26,6 +27,12 @@ class Stop:
         else:
             logger.warning("%s again: running calls are cancelled", received.name)
             self.hurry.set()
+
+    def end(self) -> None:
+        """Its container is being left."""
+        self.heard.append("its container")
+        logger.info("The container is being left: the worker takes no more messages")
+        self._limit()
 
     def fail(self, error: BaseException) -> None:
         """Stop with an error; the first one is raised, the others are logged."""

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from inspect import isawaitable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import anyio
 from anyio import (
@@ -54,12 +54,13 @@ class WorkerSummary(NamedTuple):
     cancelled: int
     """How many were neither: cut off when the time was up, or never begun."""
 
-    stopped_by: signal.Signals | None
-    """The first signal that came, if one came."""
+    stopped_by: signal.Signals | Literal["its container"] | None
+    """The first signal that came, or the end of its container; None if there were no more."""
 
     def __str__(self) -> str:
         *counts, _ = (f"{value} {name}" for name, value in self._asdict().items())
-        by = f"stopped by {self.stopped_by.name}" if self.stopped_by else "no more messages"
+        by = getattr(self.stopped_by, "name", self.stopped_by)
+        by = "no more messages" if by is None else f"stopped by {by}"
         return f"{', '.join(counts)}: {by}"
 
 
@@ -76,6 +77,8 @@ async def run_worker(
     signals: Collection[signal.Signals] = SIGNALS,
 ) -> WorkerSummary:
     """Handle messages, each by a call of its own, until there are no more or a signal comes.
+
+    Or until its container is being left, or its application stops, which is as a first signal.
 
     It takes at most `concurrency` messages at a time: none is asked for before there is a place
     for it. At the first error that nothing decides about, it takes no more, lets the running calls
@@ -135,7 +138,7 @@ async def run_worker(
     if signals is SIGNALS and at.run.serves_routes:
         signals = ()
         logger.info("The worker leaves signals to the server of the application")
-    with listening(signals, stop.hear):
+    with listening(signals, stop.hear), at.run.calls.telling(stop.end):
         return await loop.run(concurrency)
 
 
@@ -197,7 +200,7 @@ class Worker:
             except get_cancelled_exc_class() as error:
                 cancelled = error
                 raise
-        step = Step(self.name.strip("`"), self._handler, "handles messages")
+        step = Step("worker", self._handler, "is called with a message")
         timeout = LifespanTimeout(self._handler, "end", seconds, [step], option="call_timeout")
         for note in getattr(cancelled, "__notes__", ()):  # what its clean-up has raised
             timeout.add_note(note)

@@ -227,6 +227,8 @@ class Sources:
     def __init__(self) -> None:
         self._sources: list[Source] = []
         self._others: list[Source] = []
+        self.unstarted: list[Source] = []
+        """What declares options for what others start, and is not started itself."""
 
     def __iter__(self) -> Iterator[Source]:
         return iter(self._sources)
@@ -242,11 +244,23 @@ class Sources:
         self, overrides: Mapping[OverridesProvider, Overrides], failures: list[Exception]
     ) -> Iterator[Declaration]:
         """What they declare under these overrides. What goes wrong is added to `failures`."""
-        for source in self._sources:
-            try:
-                yield from source.declarations(overrides.get(source.overrides_provider, {}))
-            except Exception as error:  # a wrong override is no other route's trouble
-                failures.append(error)
+        yield from _declarations(self._sources, overrides, failures)
+
+    def options(self) -> Iterator[Declaration]:
+        """What declares options alone; if it can't be read, that is told where it is started."""
+        yield from _declarations(self.unstarted, {}, [])
+
+
+def _declarations(
+    sources: Iterable[Source],
+    overrides: Mapping[OverridesProvider, Overrides],
+    failures: list[Exception],
+) -> Iterator[Declaration]:
+    for source in sources:
+        try:
+            yield from source.declarations(overrides.get(source.overrides_provider, {}))
+        except Exception as error:  # a wrong override is no other route's trouble
+            failures.append(error)
 
 
 def collect_routes(app: Any) -> Iterator[Route | ListedDependency]:

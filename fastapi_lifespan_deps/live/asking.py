@@ -36,6 +36,13 @@ class Standing(NamedTuple):
     pin: Pin | None = None
     outer: "Standing | None" = None  # of the code that has called
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the call has ended, or the run; a thread may remember it all the same."""
+        if self.pin is None:
+            return bool(self.run.is_over)
+        return self.pin not in self.pin.generation.pins
+
 
 # Where the call stands in whose code we are; also in the threads and the tasks that it starts.
 under: ContextVar[Standing] = ContextVar("fastapi_lifespan_deps_under")
@@ -44,8 +51,8 @@ under: ContextVar[Standing] = ContextVar("fastapi_lifespan_deps_under")
 def standing_here() -> Standing | None:
     """Where the code stands, in a call or in the task that serves a request; None elsewhere."""
     at = under.get(None)
-    while at is not None and at.pin is not None and at.pin not in at.pin.generation.pins:
-        at = at.outer  # the call has ended
+    while at is not None and at.is_over:
+        at = at.outer
     if at is not None:
         return at
     pin = next(_serving_pins(), None)

@@ -109,8 +109,9 @@ class OverridesInForce:
     def plan(self) -> Plan:
         """Plan what is declared, under the overrides that are set now."""
         overrides = self._set_now()
+        options = Planner().plan(self._sources.options(), {})
         self._live.originals = plan = self._plan(
-            {overrides_provider: {} for overrides_provider in overrides}
+            {overrides_provider: {} for overrides_provider in overrides}, options
         )
         if any(overrides.values()):
             plan = self._plan(overrides, plan)

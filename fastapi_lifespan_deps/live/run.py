@@ -68,6 +68,7 @@ class Run:
         # whether the event loop is running; if that is in our thread, we are in it (trio: always)
         self.is_running: Callable[[], bool] = getattr(self.loop, "is_running", lambda: True)
         self._since = anyio.current_time()  # when it began to start, or to stop
+        self.is_over = False
         self.calls: Any = None  # it is further down the data flow: call/calls.py
 
     @property
@@ -109,8 +110,11 @@ class Run:
         self,
         sources: Iterable[Source],
         others: Iterable[Source] = (),
+        unstarted: Iterable[Source] = (),
     ) -> None:
         """Start what these declare and does not run yet; `others` are remembered.
+
+        The options that `unstarted` ones declare hold, too.
 
         Called again when the application's own startup is over: it may have added routes.
         Raise the first error, of a declaration or of a start.
@@ -118,6 +122,7 @@ class Run:
         for instance in self.live.instances.values():
             if instance.died_of is not None:
                 raise instance.died_of.death()
+        self._sources.unstarted += unstarted
         if self._sources.update(sources, others) or self.overrides.have_changed():
             await self.live.supervisor.tasks.detach(self._start, "startup").result()
 
@@ -148,6 +153,7 @@ class Run:
 
     def end(self, failure: BaseException | None) -> None:
         """Note that everything has stopped; `failure` is raised to whoever runs the application."""
+        self.is_over = True
         seconds = anyio.current_time() - self._since
         self.events.tell("down", seconds=seconds, error=failure, is_raised=True)
 

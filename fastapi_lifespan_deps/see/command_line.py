@@ -61,19 +61,16 @@ def worker(
     MODULE:NAME is looked up from the current directory.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    handle, source = _found(handler, "HANDLER"), _found(messages, "--messages")
-    done = None if on_done is None else _found(on_done, "--on-done")
-    error = None if on_error is None else _found(on_error, "--on-error")
-    try:
-        container = _container([handle, source, done, error], dependencies)
-    except LifespanDependencyError as problem:
-        typer.echo(f"{type(problem).__name__}: {problem}", err=True)
-        raise typer.Exit(2) from None
+    if call_timeout == 0:
+        raise typer.BadParameter("give more than 0 seconds", param_hint="--call-timeout")
 
     async def work() -> WorkerSummary:
-        # Also while it starts and stops, so that nothing is left as it is.
+        # From here on, so that a signal lets everything that has started stop again.
         with listening(SIGNALS, lambda received: None):
-            async with container:
+            handle, source = _found(handler, "HANDLER"), _found(messages, "--messages")
+            done = None if on_done is None else _found(on_done, "--on-done")
+            error = None if on_error is None else _found(on_error, "--on-error")
+            async with _container([handle, source, done, error], dependencies) as container:
                 return await run_worker(
                     handle,
                     source,
@@ -85,7 +82,13 @@ def worker(
                     grace_period=grace_period,
                 )
 
-    typer.echo(anyio.run(work))
+    try:
+        typer.echo(anyio.run(work))
+    except LifespanDependencyError as problem:
+        if problem.__cause__ is not None:
+            raise  # which tells more
+        typer.echo(f"{type(problem).__name__}: {problem}", err=True)
+        raise typer.Exit(2) from None
 
 
 def _found(place: str, parameter: str) -> Any:
