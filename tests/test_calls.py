@@ -1,6 +1,7 @@
 """Calls outside of requests: fresh dependencies and shared values, entered and left in order."""
 
 import asyncio
+import dataclasses
 import functools
 import gc
 import inspect
@@ -1486,3 +1487,30 @@ async def test_options_hold_that_are_declared_by_what_is_not_started() -> None:
                 raise AssertionError
     assert began == ["slow"] * 3
     assert log == []  # nothing else was started
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    reason: str
+
+
+async def test_a_frozen_exception_gets_through() -> None:
+    container = LifespanContainer(get_engine)
+    with pytest.raises(Frozen):
+        async with container:
+            raise Frozen("in the block")
+    async with container as view:
+        with pytest.raises(Frozen):
+            async with view.enter(get_session):
+                raise Frozen("in the session")
+    assert log.count("session sees Frozen") == 1
+    assert log.count("engine up") == log.count("engine down") == 2
+
+
+def test_a_frozen_exception_gets_through_synchronous_code() -> None:
+    container = LifespanContainer(get_engine)
+    with pytest.raises(Frozen), container.sync():
+        raise Frozen("in synchronous code")
+    with container.sync() as running, pytest.raises(Frozen), running.enter(get_session):
+        raise Frozen("in the session of synchronous code")
+    assert log.count("engine up") == log.count("engine down") == 2

@@ -1016,3 +1016,13 @@ def test_a_call_is_forgotten_wherever_it_is_interrupted() -> None:
 
 
 async def nothing() -> None: ...
+
+
+def test_a_failed_start_leaves_no_thread() -> None:
+    def get_nothing() -> None:
+        raise ZeroDivisionError
+
+    before = set(threading.enumerate())
+    with pytest.raises(ZeroDivisionError), LifespanContainer(get_nothing).sync():
+        raise AssertionError
+    assert set(threading.enumerate()) == before

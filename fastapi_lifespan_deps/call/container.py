@@ -1,12 +1,7 @@
 """The container by itself: what is started without an application, and called with it."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
-from contextlib import (
-    AbstractAsyncContextManager,
-    asynccontextmanager,
-    contextmanager,
-    suppress,
-)
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from datetime import timedelta
 from functools import partial
 from threading import Event
@@ -254,6 +249,15 @@ class LifespanContainer(View):
 
     # Run
 
+    def _new_run(self) -> Run:
+        return Run(
+            self,
+            self._overrides_provider,
+            self._application,
+            self._listeners,
+            concurrent=self._is_concurrent,
+        )
+
     async def __aenter__(self) -> View:
         entered = self.running()
         view = await entered.__aenter__()
@@ -270,10 +274,9 @@ class LifespanContainer(View):
         assert entered is not None
         await entered.__aexit__(kind, error, traceback)
 
-    @asynccontextmanager
-    async def running(
+    def running(
         self, *, only: Iterable[Callable[..., Any]] | None = None
-    ) -> AsyncIterator[View]:
+    ) -> AbstractAsyncContextManager[View]:
         """Start what is declared, and stop it at the end of the block: what `async with` does.
 
         Args:
@@ -283,40 +286,11 @@ class LifespanContainer(View):
             LifespanNotRunning: it runs already.
             Exception: what a start raises.
         """
-        if self._here is not None and self._here.run.is_of_this_process:
-            raise LifespanNotRunning(
-                "it runs already, and cannot run twice at once",
-                "Make another container, or leave this one first.",
-            )
-        provider = self._overrides_provider
-        run = Run(
-            self, provider, self._application, self._listeners, concurrent=self._is_concurrent
-        )
-        open_calls(run)
-        self._here = at = Standing(run, provider)
-        token = under.set(at)
-        failure: BaseException | None = None
-        try:
-            async with Leaving(run, lambda: [run.calls.close, run.live.close]):
-                started, unstarted = self._sources(only)
-                await run.start(started, unstarted=unstarted)
-                run.serve()
-                try:
-                    yield View(at)
-                finally:
-                    run.begin_to_stop()
-        except BaseException as error:
-            failure = error
-            raise
-        finally:
-            self._here = None
-            with suppress(ValueError):  # it may be left in another task
-                under.reset(token)
-            run.end(failure)
-            del failure  # see `Supervisor.close`
+        return _Running(self, only)
 
-    @contextmanager
-    def sync(self, *, only: Iterable[Callable[..., Any]] | None = None) -> Iterator["SyncView"]:
+    def sync(
+        self, *, only: Iterable[Callable[..., Any]] | None = None
+    ) -> AbstractContextManager["SyncView"]:
         """The same for synchronous code: an event loop runs in a thread meanwhile.
 
         Args:
@@ -328,16 +302,7 @@ class LifespanContainer(View):
                 running.call(handle, message)
             ```
         """
-        with (
-            start_blocking_portal("asyncio", name="lifespan container") as portal,
-            portal.wrap_async_context_manager(self.running(only=only)) as view,
-        ):
-            token = under.set(view._standing)
-            try:
-                yield SyncView(view._standing, portal)
-            finally:
-                with suppress(ValueError):  # it may be left in another thread
-                    under.reset(token)
+        return _RunningInThread(self, only)
 
     def run(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Start what a function needs, and nothing else; call it, stop, and give its result.
@@ -373,6 +338,92 @@ class LifespanContainer(View):
             return self.run(function, *args, **kwargs)
 
         return shown(command, function)
+
+
+# Not by contextlib: a frozen exception does not get through its managers.
+
+
+class _Running(AbstractAsyncContextManager[View]):
+    """A run of a container, from its start to its stop."""
+
+    def __init__(
+        self, container: LifespanContainer, only: Iterable[Callable[..., Any]] | None
+    ) -> None:
+        self._container = container
+        self._only = only
+
+    async def __aenter__(self) -> View:
+        container = self._container
+        if container._here is not None and container._here.run.is_of_this_process:
+            raise LifespanNotRunning(
+                "it runs already, and cannot run twice at once",
+                "Make another container, or leave this one first.",
+            )
+        self._run = run = container._new_run()
+        open_calls(run)
+        container._here = at = Standing(run, container._overrides_provider)
+        self._token = under.set(at)
+        try:
+            started, unstarted = container._sources(self._only)
+            await run.start(started, unstarted=unstarted)
+            run.serve()
+        except BaseException as error:
+            await self._leave(error)
+            raise
+        return View(at)
+
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._run.begin_to_stop()
+        await self._leave(error)
+
+    async def _leave(self, failure: BaseException | None) -> None:
+        run = self._run
+        leaving = Leaving(run, lambda: [run.calls.close, run.live.close])
+        try:
+            await leaving.__aexit__(None, failure, None)
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            self._container._here = None
+            with suppress(ValueError):  # it may be left in another task
+                under.reset(self._token)
+            run.end(failure)
+            del failure  # see `Supervisor.close`
+
+
+class _RunningInThread(AbstractContextManager["SyncView"]):
+    """The same, in an event loop in a thread."""
+
+    def __init__(
+        self, container: LifespanContainer, only: Iterable[Callable[..., Any]] | None
+    ) -> None:
+        self._running = container.running(only=only)
+        self._thread = start_blocking_portal("asyncio", name="lifespan container")
+
+    def __enter__(self) -> "SyncView":
+        portal = self._thread.__enter__()
+        try:
+            self._entered = portal.wrap_async_context_manager(self._running)
+            view = self._entered.__enter__()
+        except BaseException:
+            self._thread.__exit__(None, None, None)
+            raise
+        self._token = under.set(view._standing)
+        return SyncView(view._standing, portal)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with suppress(ValueError):  # it may be left in another thread
+            under.reset(self._token)
+        try:
+            self._entered.__exit__(kind, error, traceback)
+        finally:
+            self._thread.__exit__(None, None, None)
 
 
 class SyncView(View):
@@ -442,14 +493,12 @@ class SyncView(View):
         refresh = partial(super().refresh, provider, policy=policy, drain_timeout=drain_timeout)
         return self._portal.call(refresh)
 
-    @contextmanager
     def enter(  # type: ignore[override]
         self, provider: Callable[..., Any]
-    ) -> Iterator[Any]:
+    ) -> AbstractContextManager[Any]:
         """Enter one request-style dependency by itself: see `View.enter`."""
         self._standing.run.calls.check_open()
-        with self._portal.wrap_async_context_manager(super().enter(provider)) as value:
-            yield value
+        return self._portal.wrap_async_context_manager(super().enter(provider))
 
 
 def _declared(provider: Any) -> params.Depends:

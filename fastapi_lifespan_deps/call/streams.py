@@ -1,13 +1,15 @@
 """Streams: generator functions that are called with their dependencies, item by item."""
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import copy_context
+from functools import partial
 from inspect import isawaitable
 from threading import Lock, Thread
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from anyio import CancelScope, Event
+from fastapi import Depends as FastAPIDepends
 
 from fastapi_lifespan_deps.live.asking import Standing, pinned_here, under
 from fastapi_lifespan_deps.live.entering import OneContext
@@ -127,6 +129,32 @@ class Stream(AbstractAsyncContextManager["Stream"], AsyncIterator[Any]):
         await self._asked.wait()
         self._is_idle, self._asked = False, Event()
         return not self._is_closing
+
+
+class Entering(AbstractAsyncContextManager[Any]):
+    """One dependency that is entered by itself, as a stream of its one value."""
+
+    def __init__(self, at: Standing, provider: Callable[..., Any]) -> None:
+        async def one(value: Any) -> AsyncIterator[Any]:
+            yield value
+
+        one.__annotations__["value"] = Annotated[Any, FastAPIDepends(provider)]
+        self._made = partial(Stream, at, one, (), {}, throws=True)
+
+    async def __aenter__(self) -> Any:
+        self._stream = stream = await self._made().__aenter__()
+        try:
+            value = await anext(stream)
+        except BaseException as error:
+            await stream.__aexit__(type(error), error, None)
+            raise
+        self._token = under.set(stream.standing)
+        return value
+
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        with suppress(ValueError):  # it may be left in another task
+            under.reset(self._token)
+        await self._stream.__aexit__(kind, error, traceback)
 
 
 async def close(items: AsyncIterator[Any]) -> None:

@@ -2,11 +2,10 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any, get_args, overload
+from typing import TYPE_CHECKING, Any, get_args, overload
 
-from fastapi import Depends as FastAPIDepends
 from starlette.requests import HTTPConnection
 from typing_extensions import TypeVar
 
@@ -22,7 +21,7 @@ from fastapi_lifespan_deps.live.run import Run
 from .calls import Calls
 from .inject import injecting
 from .order import check
-from .streams import Stream
+from .streams import Entering
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -108,8 +107,7 @@ class View:
         at = self._standing
         return await at.run.calls.call(at, function, args, kwargs)
 
-    @asynccontextmanager
-    async def enter(self, provider: Callable[..., Any]) -> AsyncIterator[Any]:
+    def enter(self, provider: Callable[..., Any]) -> AbstractAsyncContextManager[Any]:
         """Enter one request-style dependency by itself, left at the end of the block.
 
         An error in the block is thrown into it, and raised all the same.
@@ -124,19 +122,7 @@ class View:
                 await session.execute(statement)
             ```
         """
-
-        async def one(value: Any) -> AsyncIterator[Any]:
-            yield value
-
-        one.__annotations__["value"] = Annotated[Any, FastAPIDepends(provider)]
-        async with Stream(self._standing, one, (), {}, throws=True) as values:
-            value = await anext(values)
-            token = under.set(values.standing)
-            try:
-                yield value
-            finally:
-                with suppress(ValueError):  # it may be left in another task
-                    under.reset(token)
+        return Entering(self._standing, provider)
 
     def inject(self, function: Callable[..., R]) -> Callable[..., R]:
         """Fill the parameters of a function that declare dependencies: a decorator.
