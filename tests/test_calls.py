@@ -1514,3 +1514,35 @@ def test_a_frozen_exception_gets_through_synchronous_code() -> None:
     with container.sync() as running, pytest.raises(Frozen), running.enter(get_session):
         raise Frozen("in the session of synchronous code")
     assert log.count("engine up") == log.count("engine down") == 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda handlers: LifespanContainer(handlers=handlers),
+        lambda handlers: LifespanFastAPI(handlers=handlers),
+        lambda handlers: LifespanContainer.for_app(FastAPI(), handlers=handlers),
+        lambda handlers: enable_lifespan_scope(FastAPI(), handlers=handlers),
+    ],
+)
+async def test_wrong_handlers_are_refused(make: Callable[[Any], object]) -> None:
+    with pytest.raises(TypeError, match="handlers=handle: give a list of functions"):
+        make(handle)
+    for wrong in ("handle", 42):
+        with pytest.raises(TypeError, match=f"handlers={wrong!r}: give a list of functions"):
+            make(wrong)
+    with pytest.raises(TypeError, match="42 cannot be called, and so nothing can be injected"):
+        make([handle, 42])
+
+
+async def test_what_is_no_function_cannot_be_run() -> None:
+    container = LifespanContainer()
+    wrong: Any = 42
+    for refuse in (container.run, container.command):
+        with pytest.raises(TypeError, match="42 cannot be called"):
+            refuse(wrong)
+    with pytest.raises(TypeError, match="42 cannot be called"):
+        async with container.running(only=[wrong]):
+            raise AssertionError
+    with pytest.raises(InvalidLifespanDependency, match="names no provider"):
+        LifespanContainer(None)

@@ -18,13 +18,17 @@ from fastapi_lifespan_deps.declare.collect import ListedDependency, Source, coll
 from fastapi_lifespan_deps.declare.params import Depends
 from fastapi_lifespan_deps.declare.plan import Overrides
 from fastapi_lifespan_deps.events import Listener, check_listener
-from fastapi_lifespan_deps.exceptions import LifespanNotRunning, name_of
+from fastapi_lifespan_deps.exceptions import (
+    InvalidLifespanDependency,
+    LifespanNotRunning,
+    name_of,
+)
 from fastapi_lifespan_deps.live.asking import Standing, standing_here, under
 from fastapi_lifespan_deps.live.refresh import Draining, Policy
 from fastapi_lifespan_deps.live.run import Leaving, LifespanStart, Run
 
 from .calls import invoking
-from .inject import declaring, injecting, original_of, shown
+from .inject import declaring, handlers_of, injecting, original_of, shown
 from .order import Handler, check
 from .sets import GROUP, chosen
 from .threads import call_in_thread
@@ -93,8 +97,7 @@ class LifespanContainer(View):
         self._functions: list[ref[Callable[..., Any]]] = []
         self._here: Standing | None = None
         self._entered: AbstractAsyncContextManager[View] | None = None
-        for function in handlers:
-            self._keep(function)
+        self._keep(handlers)
 
     @classmethod
     def for_app(
@@ -130,8 +133,7 @@ class LifespanContainer(View):
         container._application = app
         container._with_routes = routes
         container.dependency_overrides = app.dependency_overrides
-        for function in handlers:
-            container._keep(function)
+        container._keep(handlers)
         return container
 
     @classmethod
@@ -221,11 +223,9 @@ class LifespanContainer(View):
         known = [one for one in self._functions if one() is not None]
         self._functions = [*known, ref(original)]
 
-    def _keep(self, function: Callable[..., Any]) -> None:
-        """Collect what a function declares, to the end."""
-        original = declaring(function)
-        check(original, self._overrides_provider, self.dependency_overrides)
-        self._handlers.append(original)
+    def _keep(self, handlers: Iterable[Callable[..., Any]]) -> None:
+        """Collect what functions declare, to the end."""
+        self._handlers += handlers_of(handlers, self._overrides_provider, self.dependency_overrides)
 
     def _sources(
         self, only: Iterable[Callable[..., Any]] | None
@@ -241,7 +241,9 @@ class LifespanContainer(View):
             *(Handler(declaring(one), provider) for one in functions if one is not None),
         ]
         if only is not None:
-            return [Handler(declaring(one), provider) for one in only], [*routes, *named]
+            for function in (wanted := [declaring(one) for one in only]):
+                check(function, provider, self.dependency_overrides)
+            return [Handler(one, provider) for one in wanted], [*routes, *named]
         return ([*routes, *named], []) if self._with_routes else (named, routes)
 
     def _listed(self) -> Iterator[tuple[params.Depends, int]]:
@@ -504,6 +506,13 @@ class SyncView(View):
 def _declared(provider: Any) -> params.Depends:
     if isinstance(provider, params.Depends):
         return provider
+    if provider is None:  # which would stand for an annotation
+        raise InvalidLifespanDependency(
+            None,
+            "names no provider",
+            "Give the function or the class.",
+            asked="LifespanContainer(None)",
+        )
     depends: params.Depends = Depends(provider, scope="lifespan")
     return depends
 

@@ -2,17 +2,18 @@
 
 import functools
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 from types import CodeType, MethodType
 from typing import Any
 
 from fastapi_lifespan_deps._compat import Kind, kind_of
+from fastapi_lifespan_deps.declare.plan import Overrides, OverridesProvider
 from fastapi_lifespan_deps.declare.signature import typed_signature
 from fastapi_lifespan_deps.exceptions import LifespanDependencyError, name_of
 from fastapi_lifespan_deps.live.asking import Standing
 
-from .order import injected_names
+from .order import check, injected_names
 from .streams import Stream, StreamInThread
 from .threads import call_in_thread
 
@@ -89,6 +90,21 @@ def declaring(function: Callable[..., Any]) -> Callable[..., Any]:
     layer = inspect.unwrap(found, stop=lambda one: hasattr(one, "__lifespan_function__"))
     injected: Callable[..., Any] | None = getattr(layer, "__lifespan_function__", None)
     return found if injected is None else declaring(injected)
+
+
+def handlers_of(
+    handlers: Iterable[Callable[..., Any]],
+    overrides_provider: OverridesProvider,
+    overrides: Overrides,
+) -> list[Callable[..., Any]]:
+    """The functions whose declarations count, checked."""
+    if callable(handlers) or isinstance(handlers, str) or not isinstance(handlers, Iterable):
+        name = name_of(handlers) if callable(handlers) else repr(handlers)
+        raise TypeError(f"handlers={name}: give a list of functions, such as handlers=[handle]")
+    found = [declaring(one) for one in handlers]
+    for function in found:
+        check(function, overrides_provider, overrides)
+    return found
 
 
 def container_of(function: Callable[..., Any]) -> Any:

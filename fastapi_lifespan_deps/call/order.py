@@ -278,6 +278,11 @@ def check(
     function: Callable[..., Any], overrides_provider: OverridesProvider, overrides: Overrides
 ) -> None:
     """Raise if a function cannot be called outside of a request, or what it declares not start."""
+    if not callable(function):
+        raise TypeError(
+            f"{function!r} cannot be called, and so nothing can be injected into it. Give the "
+            "function itself."
+        )
     for declaration in walked(function, overrides_provider, overrides).declarations:
         key = declaration.key
         if key is not None and key.provider not in overrides:

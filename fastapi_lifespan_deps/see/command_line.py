@@ -127,8 +127,7 @@ def _container(found: list[Any], name: str | None) -> LifespanContainer:
         assert isinstance(container, LifespanContainer)
         if name is not None:
             container._add(*chosen(name))
-        for function in functions:
-            container._keep(function)
+        container._keep(functions)
         return container
     if name is None and not dependency_sets():
         return LifespanContainer(handlers=functions)

@@ -10,8 +10,8 @@ from fastapi import APIRouter, FastAPI, params
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_lifespan_deps._compat import called_by, lifespan_parts
-from fastapi_lifespan_deps.call.inject import original_of
-from fastapi_lifespan_deps.call.order import Handler, check
+from fastapi_lifespan_deps.call.inject import handlers_of
+from fastapi_lifespan_deps.call.order import Handler
 from fastapi_lifespan_deps.call.view import View
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY
 from fastapi_lifespan_deps.events import Listener, check_listener
@@ -88,9 +88,8 @@ class LifespanRouter(APIRouter):
         host.start = start or host.start
         host.listeners = host.listeners if listener is None else (listener,)
         if handlers is not None:
-            for handler in handlers:
-                check(original_of(handler), application, application.dependency_overrides)
-            host.handlers = tuple(Handler(original_of(one), application) for one in handlers)
+            functions = handlers_of(handlers, application, application.dependency_overrides)
+            host.handlers = tuple(Handler(one, application) for one in functions)
 
     # `include_router` reads the lifespan, merges another one into it, and assigns the result;
     # user code does the same by hand. Whatever is assigned becomes a part of one `Lifespan`.
