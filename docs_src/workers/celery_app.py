@@ -1,3 +1,4 @@
+# --8<-- [start:tasks]
 import logging
 import os
 import sqlite3
@@ -12,7 +13,6 @@ from fastapi_lifespan_deps import Depends, LifespanContainer
 
 logger = logging.getLogger(__name__)
 
-# --8<-- [start:tasks]
 app = Celery("shop", broker="redis://localhost", backend="redis://localhost")
 container = LifespanContainer()
 
