@@ -4,7 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .exceptions import UnavailableLifespanDependency, UninitializedLifespanDependency, name_of
+from .exceptions import (
+    UnavailableLifespanDependency,
+    UninitializedLifespanDependency,
+    location_of,
+    name_of,
+)
 
 Provider = Callable[..., Any]
 
@@ -78,8 +83,17 @@ def not_declared(provider: Provider) -> UninitializedLifespanDependency:
         provider,
         "nothing asked for it when the application started",
         "Declare it in a route, a dependency or a hook that exists at startup, or in the "
-        "`dependencies=[...]` of the application; routes that the lifespan function adds count. "
-        "What a container calls is declared by `container.inject`, or in its `handlers=[...]`.",
+        "`dependencies=[...]` of the application; routes that the lifespan function adds count.",
+    )
+
+
+def not_known(provider: Provider, function: Provider) -> UninitializedLifespanDependency:
+    return UninitializedLifespanDependency(
+        provider,
+        f"`{name_of(function)}` ({location_of(function)}) declares it, and was not known to the "
+        "container that calls it when that started",
+        "Name it in its `handlers=[...]`, or put its `inject` above it, before the start. If it "
+        "was started with `only=[...]`, name it there.",
     )
 
 

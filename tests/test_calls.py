@@ -30,6 +30,7 @@ from fastapi_lifespan_deps import (
     LifespanTimeout,
     RefreshError,
     UnavailableLifespanDependency,
+    UninitializedLifespanDependency,
     View,
     current_container,
     enable_lifespan_scope,
@@ -37,6 +38,7 @@ from fastapi_lifespan_deps import (
     inject,
     lifespan_container,
 )
+from fastapi_lifespan_deps.call.inject import original_of
 from fastapi_lifespan_deps.call.streams import Stream
 from fastapi_lifespan_deps.live.entering import in_thread
 from fastapi_lifespan_deps.live.generation import Pin
@@ -1538,11 +1540,42 @@ async def test_wrong_handlers_are_refused(make: Callable[[Any], object]) -> None
 async def test_what_is_no_function_cannot_be_run() -> None:
     container = LifespanContainer()
     wrong: Any = 42
-    for refuse in (container.run, container.command):
-        with pytest.raises(TypeError, match="42 cannot be called"):
-            refuse(wrong)
+    with pytest.raises(TypeError, match="42 cannot be called"):
+        container.run(wrong)
+    with pytest.raises(LifespanDependencyError, match="`42` is not a function or a method"):
+        container.command(wrong)
     with pytest.raises(TypeError, match="42 cannot be called"):
         async with container.running(only=[wrong]):
             raise AssertionError
     with pytest.raises(InvalidLifespanDependency, match="names no provider"):
         LifespanContainer(None)
+
+
+async def test_what_a_container_did_not_know_is_told_by_its_function() -> None:
+    first, second = LifespanContainer(), LifespanContainer()
+
+    @first.inject
+    async def read(engine: EngineDep) -> None: ...
+
+    def read_in_thread(engine: EngineDep) -> None: ...
+
+    async with second as running:
+        for function in (read_in_thread, original_of(read)):
+            with pytest.raises(UninitializedLifespanDependency) as caught:
+                await running.call(function)
+            text = str(caught.value)
+            assert "`get_engine`" in text
+            assert f"{function.__name__}` (tests/test_calls.py:" in text
+            assert "was not known to the container that calls it when that started" in text
+            assert "Name it in its `handlers=[...]`" in text
+
+
+async def test_what_a_container_cannot_start_is_refused() -> None:
+    for wrong in (Depends(get_engine), Stock(get_engine), Depends(get_engine, scope="request")):
+        with pytest.raises(InvalidLifespanDependency, match="is not for a container"):
+            LifespanContainer(wrong)
+
+
+async def test_a_command_is_made_of_a_function() -> None:
+    with pytest.raises(LifespanDependencyError, match="is not a function or a method"):
+        LifespanContainer().command(functools.partial(handle, "a"))

@@ -1025,3 +1025,19 @@ def test_a_failed_start_leaves_no_thread() -> None:
     with pytest.raises(ZeroDivisionError), LifespanContainer(get_nothing).sync():
         raise AssertionError
     assert "lifespan container" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_in_its_own_event_loop_synchronous_code_is_refused_at_once() -> None:
+    with container.sync() as running:
+
+        async def ask() -> None:
+            asked: list[Callable[[], object]] = [
+                lambda: running.call(nothing),
+                lambda: running.refresh(get_engine),
+                lambda: running.enter(get_session),
+            ]
+            for one in asked:
+                with pytest.raises(LifespanNotRunning, match="a synchronous call would block"):
+                    one()
+
+        running.call(ask)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fastapi_lifespan_deps import LifespanDependencyError
+from fastapi_lifespan_deps import LifespanTimeout
 from fastapi_lifespan_deps.see import command_line
 from fastapi_lifespan_deps.see.command_line import cli
 from tests.processes import ROOT, ServerProcess
@@ -97,19 +97,6 @@ def acknowledge(message: int, result: str) -> None:
 
 def give_up(message: int, error: Exception) -> None:
     print(f"gave up {message}: {error}")
-"""
-
-FAILING = """
-from typing import Annotated
-
-from fastapi_lifespan_deps import Depends, LifespanDependencyError
-
-
-def get_model() -> None:
-    raise LifespanDependencyError("of our own") from OSError("disk")
-
-
-def handle(message: int, model: Annotated[None, Depends(get_model, scope="lifespan")]) -> None: ...
 """
 
 Run = Callable[..., tuple[int, str]]
@@ -208,11 +195,9 @@ def test_an_error_that_nobody_decides_about_is_raised(run: Run) -> None:
         run("worker worker_main:plain --messages worker_main:numbers")
 
 
-def test_a_start_that_fails_is_told_with_its_cause(run: Run, main: Path) -> None:
-    Path("worker_failing.py").write_text(FAILING)
-    with pytest.raises(LifespanDependencyError, match="of our own") as caught:
-        run("worker worker_failing:handle --messages worker_main:numbers")
-    assert repr(caught.value.__cause__) == "OSError('disk')"
+def test_an_error_of_a_running_worker_is_raised_whatever_it_is(run: Run) -> None:
+    with pytest.raises(LifespanTimeout):
+        run("worker worker_main:slow --messages worker_main:numbers --call-timeout 0.001")
 
 
 def test_a_time_limit(run: Run) -> None:

@@ -12,6 +12,7 @@ import anyio
 from anyio import CancelScope, CapacityLimiter, current_effective_deadline, get_cancelled_exc_class
 
 from fastapi_lifespan_deps._compat import Kind
+from fastapi_lifespan_deps.absence import not_known
 from fastapi_lifespan_deps.declare.plan import OverridesProvider
 from fastapi_lifespan_deps.events import logger
 from fastapi_lifespan_deps.exceptions import (
@@ -80,9 +81,9 @@ class Calls:
         self._run.live.supervisor.tasks.check_loop()
         self.check_open()
         generation = self._run.current
-        for key in self.order(generation, at.overrides_provider, function, {}).keys:
-            with suppress(UnavailableLifespanDependency):
-                generation.value(at.overrides_provider, key)
+        order = self.order(generation, at.overrides_provider, function, {})
+        with suppress(UnavailableLifespanDependency):
+            self._values(generation, at, order, function)
 
     async def ready(self, at: Standing, function: Callable[..., Any]) -> None:
         """Wait until what a function needs is not being refreshed."""
@@ -241,6 +242,17 @@ class Calls:
             if not pin.generation.give_back(pin):
                 self._run.live.release(pin)
 
+    def _values(
+        self, generation: Generation, at: Standing, order: Order, function: Callable[..., Any]
+    ) -> list[Any]:
+        try:
+            return generation.values_for(order.holder, at.overrides_provider, order.keys)
+        except UninitializedLifespanDependency:
+            for key in order.keys:
+                if key.provider not in generation.plan.behind:
+                    raise not_known(key.provider, function) from None
+            raise
+
     def slots(
         self,
         order: Order,
@@ -252,7 +264,7 @@ class Calls:
         """What parameters are filled from; what is entered will be added."""
         assert at.pin is not None
         # looked up before anything is entered
-        slots = at.pin.generation.values_for(order.holder, at.overrides_provider, order.keys)
+        slots = self._values(at.pin.generation, at, order, function)
         if order.given:
             bound = bound_arguments(function, args, kwargs, dict(order.arguments))
             slots += [bound[name] for name in order.given]

@@ -1,5 +1,6 @@
 """The container by itself: what is started without an application, and called with it."""
 
+import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from datetime import timedelta
@@ -15,7 +16,7 @@ from fastapi import FastAPI, params
 
 from fastapi_lifespan_deps._compat import kind_of
 from fastapi_lifespan_deps.declare.collect import ListedDependency, Source, collect_routes
-from fastapi_lifespan_deps.declare.params import Depends
+from fastapi_lifespan_deps.declare.params import Depends, lifespan_marker
 from fastapi_lifespan_deps.declare.plan import Overrides
 from fastapi_lifespan_deps.events import Listener, check_listener
 from fastapi_lifespan_deps.exceptions import (
@@ -27,8 +28,8 @@ from fastapi_lifespan_deps.live.asking import Standing, standing_here, under
 from fastapi_lifespan_deps.live.refresh import Draining, Policy
 from fastapi_lifespan_deps.live.run import Leaving, LifespanStart, Run
 
-from .calls import invoking
-from .inject import declaring, handlers_of, injecting, original_of, shown
+from .calls import check_thread, invoking
+from .inject import check_function, declaring, handlers_of, injecting, original_of, shown
 from .order import Handler, check
 from .sets import GROUP, chosen
 from .threads import call_in_thread
@@ -334,6 +335,7 @@ class LifespanContainer(View):
             async def import_users(path: Path, engine: EngineDep) -> None: ...
             ```
         """
+        check_function(function)
         check(function, self._overrides_provider, self.dependency_overrides)
 
         def command(*args: Any, **kwargs: Any) -> Any:
@@ -448,11 +450,15 @@ class SyncView(View):
         invoking(function, kind)  # which refuses a stream
         if not kind.is_async:
             return call_in_thread(self._standing, function, args, kwargs)
-        self._standing.run.calls.check_open()
+        self._check_here()
         value, error = self._asked(partial(super().call, function, *args, **kwargs))
         if error is not None:
             raise error
         return value
+
+    def _check_here(self) -> None:
+        self._standing.run.calls.check_open()
+        check_thread(self._standing.run)
 
     def _asked(self, function: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
         """Await something in the event loop; interrupted, cancel it, and wait for its end."""
@@ -491,7 +497,7 @@ class SyncView(View):
         drain_timeout: float | timedelta | None = None,
     ) -> Draining:
         """Put a fresh instance in the place of the one that serves: see `View.refresh`."""
-        self._standing.run.calls.check_open()
+        self._check_here()
         refresh = partial(super().refresh, provider, policy=policy, drain_timeout=drain_timeout)
         return self._portal.call(refresh)
 
@@ -499,12 +505,19 @@ class SyncView(View):
         self, provider: Callable[..., Any]
     ) -> AbstractContextManager[Any]:
         """Enter one request-style dependency by itself: see `View.enter`."""
-        self._standing.run.calls.check_open()
+        self._check_here()
         return self._portal.wrap_async_context_manager(super().enter(provider))
 
 
 def _declared(provider: Any) -> params.Depends:
     if isinstance(provider, params.Depends):
+        if lifespan_marker(provider, inspect.Parameter.empty) is None:
+            raise InvalidLifespanDependency(
+                provider.dependency,
+                'is not for a container, which starts what has scope="lifespan"',
+                f'Give `{name_of(provider.dependency)}`, or `Depends(..., scope="lifespan")`.',
+                asked=f"Depends({name_of(provider.dependency)})",
+            )
         return provider
     if provider is None:  # which would stand for an annotation
         raise InvalidLifespanDependency(

@@ -23,6 +23,16 @@ MISSING = inspect.Signature.empty
 NO_FUNCTIONS = functools.partial, staticmethod, classmethod
 
 
+def check_function(function: object) -> None:
+    """Raise for what is no function or method: nothing can be injected into it."""
+    if not inspect.isroutine(function) or isinstance(function, NO_FUNCTIONS):
+        raise LifespanDependencyError(
+            f"`{name_of(function)}` is not a function or a method, so nothing can be injected into "
+            "it. A decorator that makes something else goes above: `@app.task`, `@staticmethod`, "
+            "and below it `@container.inject`."
+        )
+
+
 def injecting(
     function: Callable[..., Any], standing: Callable[[], Standing], container: object = None
 ) -> Any:
@@ -30,12 +40,7 @@ def injecting(
 
     `container` is known from it, if it is by itself.
     """
-    if not inspect.isroutine(function) or isinstance(function, NO_FUNCTIONS):
-        raise LifespanDependencyError(
-            f"`{name_of(function)}` is not a function or a method, so nothing can be injected into "
-            "it. A decorator that makes something else goes above: `@app.task`, `@staticmethod`, "
-            "and below it `@container.inject`."
-        )
+    check_function(function)
 
     def call_async(*args: Any, **kwargs: Any) -> Any:
         at = standing()

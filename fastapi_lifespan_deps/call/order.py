@@ -172,7 +172,7 @@ class Walk:
             if isinstance(parameter.marker, params.Depends):
                 found.append((parameter.name, self._depends(function, parameter, (top,))))
             elif parameter.marker is not None:
-                raise _of_a_request(function, parameter, (top,))
+                raise _of_a_request(function, parameter, (top,), is_called=True)
         self._arguments = found
 
     def order(self, function: Callable[..., Any]) -> Order:
@@ -254,7 +254,7 @@ class Walk:
 
 
 def _of_a_request(
-    call: Callable[..., Any], parameter: Parameter, path: Sequence[Step]
+    call: Callable[..., Any], parameter: Parameter, path: Sequence[Step], *, is_called: bool = False
 ) -> DependencyScopeError:
     names = HTTPConnection, Response, BackgroundTasks, SecurityScopes
     if parameter.marker is not None:
@@ -268,9 +268,17 @@ def _of_a_request(
         parameter.name,
         found,
         [*path, Step(str(parameter))],
-        f"Override `{name_of(call)}`, give `{parameter.name}` a plain default",
+        (
+            f"Give it a plain annotation, and its caller gives `{parameter.name}`"
+            if is_called
+            else f"Override `{name_of(call)}`, give `{parameter.name}` a plain default"
+        ),
         reason="is called outside of a request",
-        otherwise="let the function that is called take a parameter of that name",
+        otherwise=(
+            "let a dependency make it"
+            if is_called
+            else "let the function that is called take a parameter of that name"
+        ),
     )
 
 

@@ -61,10 +61,10 @@ class Tasks:
         loop = current_loop()
         if loop is not self.loop and not (or_none and loop is None):
             raise LifespanNotRunning(
-                "the application runs in another event loop",
+                "it runs in another event loop",
                 "Ask in its event loop, and so in its thread: in a coroutine or a callback there. "
                 "From the thread of a `def` endpoint, write `anyio.from_thread.run(container."
-                "refresh, provider)`.",
+                "refresh, provider)`; under `container.sync()`, use what that gives.",
             )
 
     def check_process(self) -> None:

@@ -70,7 +70,12 @@ def worker(
             handle, source = _found(handler, "HANDLER"), _found(messages, "--messages")
             done = None if on_done is None else _found(on_done, "--on-done")
             error = None if on_error is None else _found(on_error, "--on-error")
-            async with _container([handle, source, done, error], dependencies) as container:
+            try:
+                container = _container([handle, source, done, error], dependencies)
+            except LifespanDependencyError as problem:
+                typer.echo(f"{type(problem).__name__}: {problem}", err=True)
+                raise typer.Exit(2) from None
+            async with container:
                 return await run_worker(
                     handle,
                     source,
@@ -82,13 +87,7 @@ def worker(
                     grace_period=grace_period,
                 )
 
-    try:
-        typer.echo(anyio.run(work))
-    except LifespanDependencyError as problem:
-        if problem.__cause__ is not None:
-            raise  # which tells more
-        typer.echo(f"{type(problem).__name__}: {problem}", err=True)
-        raise typer.Exit(2) from None
+    typer.echo(anyio.run(work))
 
 
 def _found(place: str, parameter: str) -> Any:
