@@ -1320,7 +1320,8 @@ async def test_what_waits_for_a_thread_can_be_cancelled() -> None:
     assert log == []
 
 
-async def test_a_request_of_another_application_pins_nothing() -> None:
+@pytest.mark.parametrize("is_application", [False, True])
+async def test_a_request_of_another_application_pins_nothing(is_application: bool) -> None:
     begun, go_on = anyio.Event(), anyio.Event()
 
     async def slow(engine: EngineDep) -> None:
@@ -1331,21 +1332,24 @@ async def test_a_request_of_another_application_pins_nothing() -> None:
         return engine
 
     container = LifespanContainer(handlers=[slow, fast])
+    other = LifespanFastAPI(handlers=[slow, fast])
     app = LifespanFastAPI(dependencies=[Depends(get_name, scope="lifespan")])
 
     @app.get("/")
     async def read() -> bool:
-        before = await container.call(fast)
-        await container.refresh(get_engine)
-        return await container.call(fast) is not before
+        view = other.lifespan_container if is_application else container
+        before = await view.call(fast)
+        await view.refresh(get_engine)
+        return await view.call(fast) is not before
 
     async with (
-        container as view,
+        container,
+        other.router.lifespan_context(other),
         app.router.lifespan_context(app),
         client_of(app) as client,
         anyio.create_task_group() as tasks,
     ):
-        tasks.start_soon(view.call, slow)
+        tasks.start_soon((other.lifespan_container if is_application else container).call, slow)
         await begun.wait()
         assert (await client.get("/")).json() is True
         go_on.set()

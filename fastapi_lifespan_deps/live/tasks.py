@@ -188,12 +188,11 @@ def current_loop() -> Any:
 
 
 def current_task() -> object:
-    """The task that runs; None where there is none."""
-    with suppress(RuntimeError):
+    """The task that runs in this event loop; None in a callback."""
+    try:
         return asyncio.current_task()
-    with suppress(KeyError, RuntimeError):
+    except RuntimeError:
         return sys.modules["trio"].lowlevel.current_task()
-    return None
 
 
 def call_soon(loop: Any, function: Callable[..., object], *arguments: object) -> None:

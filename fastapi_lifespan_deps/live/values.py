@@ -263,10 +263,9 @@ class LiveValues:
 
     def taken_by(self, task: object) -> Iterator[Pin]:
         """The streams whose items a task takes: they end when it lets them."""
-        if task is not None:
-            for pin in (*list(self.current.pins), *self.holdings.all_pins):
-                if pin.more is not None and pin.more.taker is task:
-                    yield pin
+        pins = (*list(self.current.pins), *self.holdings.all_pins)
+        takers = ((pin, pin.more and pin.more.taker) for pin in pins)
+        return (pin for pin, taker in takers if taker is not None and taker is task)
 
     def _await_matches(self) -> None:
         """Look again at requests that have not got to their route: it may need nothing."""
