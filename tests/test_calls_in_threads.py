@@ -1041,3 +1041,17 @@ def test_in_its_own_event_loop_synchronous_code_is_refused_at_once() -> None:
                     one()
 
         running.call(ask)
+
+
+def test_synchronous_code_waits_for_the_end_of_old_values_too() -> None:
+    @inject
+    def read(engine: EngineDep) -> str:
+        with pytest.raises(RefreshError, match="uses the old value itself"):
+            running.refresh(get_engine).wait()
+        return engine.name
+
+    with LifespanContainer(handlers=[read]).sync() as running:
+        old = running[get_engine]
+        running.refresh(get_engine).wait()
+        assert not old.is_alive
+        assert running.call(read) == "engine"

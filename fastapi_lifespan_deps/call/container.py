@@ -495,11 +495,11 @@ class SyncView(View):
         *,
         policy: Policy = "availability_preserving",
         drain_timeout: float | timedelta | None = None,
-    ) -> Draining:
+    ) -> "SyncDraining":
         """Put a fresh instance in the place of the one that serves: see `View.refresh`."""
         self._check_here()
         refresh = partial(super().refresh, provider, policy=policy, drain_timeout=drain_timeout)
-        return self._portal.call(refresh)
+        return SyncDraining(self._portal.call(refresh), self._portal)
 
     def enter(  # type: ignore[override]
         self, provider: Callable[..., Any]
@@ -507,6 +507,18 @@ class SyncView(View):
         """Enter one request-style dependency by itself: see `View.enter`."""
         self._check_here()
         return self._portal.wrap_async_context_manager(super().enter(provider))
+
+
+class SyncDraining:
+    """What `SyncView.refresh` returns: the end of the old instances can be waited for."""
+
+    def __init__(self, draining: Draining, portal: BlockingPortal) -> None:
+        self._draining = draining
+        self._portal = portal
+
+    def wait(self) -> None:
+        """Wait until the old instances have ended: see `Draining.wait`."""
+        self._portal.call(self._draining.wait)
 
 
 def _declared(provider: Any) -> params.Depends:
