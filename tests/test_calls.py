@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import Annotated, Any, get_type_hints
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from fastapi import APIRouter, FastAPI, Header, Request
@@ -1583,3 +1584,77 @@ async def test_what_a_container_cannot_start_is_refused() -> None:
 async def test_a_command_is_made_of_a_function() -> None:
     with pytest.raises(LifespanDependencyError, match="is not a function or a method"):
         LifespanContainer().command(functools.partial(handle, "a"))
+
+
+async def test_asyncio_cannot_keep_a_dependency_in_a_thread_from_being_left(
+    anyio_backend_name: str,
+) -> None:
+    if anyio_backend_name == "trio":
+        pytest.skip("in trio, only who owns a scope can cancel")
+
+    def get_unit() -> Iterator[None]:
+        yield
+        log.append("left")
+
+    async def function(unit: Annotated[None, Stock(get_unit)]) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()  # it comes when the dependency is about to be left
+
+    async with LifespanContainer(handlers=[function]) as running:
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.create_task(running.call(function))
+    assert log == ["left"]
+
+
+async def test_a_method_has_one_place_for_each_parameter_whatever_it_is_bound_to() -> None:
+    made: list[Engine] = []
+
+    def get_own() -> Engine:
+        made.append(Engine())
+        return made[-1]
+
+    class Service:
+        @inject
+        async def read(
+            self, own: Annotated[Engine, Depends(get_own, scope="lifespan", use_cache=False)]
+        ) -> Engine:
+            return own
+
+    async with LifespanContainer(handlers=[Service.read]) as running:
+        assert await Service().read() is await Service().read()
+        assert await running.call(Service().read) in made
+    assert len(made) == 1
+
+
+async def test_an_explicit_argument_may_stand_before_one_by_position() -> None:
+    container = LifespanContainer()
+
+    @container.inject
+    async def function(engine: EngineDep, number: int, word: str = "word") -> str:
+        return f"{engine.name} {number} {word}"
+
+    async with container:
+        assert await function(1) == "engine 1 word"
+        assert await function(1, "other") == "engine 1 other"
+        assert await function(1, engine=Engine("mine")) == "mine 1 word"
+        assert await function(1, "other", engine=Engine("mine")) == "mine 1 other"
+
+
+async def test_a_block_that_is_cancelled_cancels_what_it_has_entered() -> None:
+    async def get_unit() -> AsyncIterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            log.append(type(error).__name__)
+            raise
+        finally:
+            await anyio.lowlevel.checkpoint()
+            log.append("left")
+
+    async with LifespanContainer() as running:
+        with anyio.CancelScope() as scope:
+            async with running.enter(get_unit):
+                scope.cancel()
+                await anyio.sleep_forever()
+    assert log == [anyio.get_cancelled_exc_class().__name__, "left"]

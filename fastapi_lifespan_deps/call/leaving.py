@@ -65,9 +65,7 @@ async def leave(one: Entered, error: BaseException | None) -> None:
     """Leave a dependency; an error is thrown into it. Raise what it raises, unless it is that."""
     generator = one.generator
     if one.entry.kind is not Kind.ASYNC_GENERATOR:
-        # A limiter of its own: the end must not wait for the threads of others.
-        context: Callable[..., Any] = one.context or OneContext()
-        await in_thread(context, end, generator, error, limiter=CapacityLimiter(1))
+        await _end_in_thread(one, error)
         return
     try:
         await (anext(generator) if error is None else generator.athrow(error))
@@ -79,6 +77,26 @@ async def leave(one: Entered, error: BaseException | None) -> None:
         return
     await generator.aclose()
     raise RuntimeError(f"`{name_of(generator)}` didn't stop after its `yield`")
+
+
+async def _end_in_thread(one: Entered, error: BaseException | None) -> None:
+    context: Callable[..., Any] = one.context or OneContext()
+    cancelled: BaseException | None = None
+    began = False
+
+    def ending() -> None:
+        nonlocal began
+        began = True
+        end(one.generator, error)
+
+    while not began:
+        try:
+            # A limiter of its own: the end must not wait for the threads of others.
+            await in_thread(context, ending, limiter=CapacityLimiter(1))
+        except get_cancelled_exc_class() as raised:  # asyncio's own, while it waits for a thread
+            cancelled = raised
+    if cancelled is not None:
+        raise cancelled
 
 
 def end(generator: Generator[Any, Any, Any], error: BaseException | None) -> None:

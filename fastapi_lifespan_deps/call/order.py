@@ -164,13 +164,14 @@ class Walk:
 
     def read(self, function: Callable[..., Any], explicit: frozenset[str]) -> None:
         top = Step(name_step(function), function, "is called")
+        owner = getattr(function, "__func__", function)  # a method, whatever it is bound to
         found = []
         for parameter in parameters(function):
             if parameter.name in explicit:
                 continue
             check_resolved(function, parameter)
             if isinstance(parameter.marker, params.Depends):
-                found.append((parameter.name, self._depends(function, parameter, (top,))))
+                found.append((parameter.name, self._depends(owner, parameter, (top,))))
             elif parameter.marker is not None:
                 raise _of_a_request(function, parameter, (top,), is_called=True)
         self._arguments = found
@@ -191,7 +192,7 @@ class Walk:
             takes_container,
             CallHolder(self._overrides_provider, held, Named(function), takes_container),
             kind_of(function),
-            _rebinds(function, dict(self._arguments)),
+            _rebinds(function, injected_names(function)),
         )
 
     def _numbered(self, arguments: list[tuple[str, Place]]) -> Arguments:
@@ -218,15 +219,14 @@ class Walk:
             return "container", 0
         if any(step.call is call for step in path):
             raise DependencyCycleError(branch)
-        scope = depends.scope or ("request" if _is_generator(call) else None)
-        if scope == "function" and path[-1].note == REQUEST_NOTE:
+        if depends.scope == "function" and path[-1].note == REQUEST_NOTE:
             raise _of_a_shorter_scope(owner, parameter, branch)
-        if scope == "request":
+        if depends.scope != "function" and _is_generator(call):  # else nothing is left later
             branch = (*path, Step(parameter.name, call, REQUEST_NOTE))
-        shared = original, scope
+        shared = original, depends.scope or ("request" if _is_generator(original) else None)
         if depends.use_cache and shared in self._known:
             return "entry", self._known[shared]
-        number = self._enter(call, scope, branch)
+        number = self._enter(call, depends.scope, branch)
         self._known.setdefault(shared, number)
         return "entry", number
 
@@ -318,7 +318,7 @@ def _of_a_shorter_scope(
     )
 
 
-def _rebinds(function: Callable[..., Any], injected: Mapping[str, object]) -> bool:
+def _rebinds(function: Callable[..., Any], injected: Collection[str]) -> bool:
     """Whether an injected parameter stands before one that is given by position."""
     found = False
     for parameter in inspect.signature(function).parameters.values():
@@ -346,9 +346,8 @@ def rebound(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What the caller gave, by the visible signature, and what is injected: for the function."""
     signature = inspect.signature(function)
-    visible = [one for name, one in signature.parameters.items() if name not in injected]
-    given = signature.replace(parameters=visible).bind(*args, **kwargs).arguments
-    values = {**injected, **given}
+    given, explicit = _bound(function, args, kwargs, injected)
+    values = {**injected, **explicit, **given.arguments}
     ordered = {name: values[name] for name in signature.parameters if name in values}
     bound = inspect.BoundArguments(signature, OrderedDict(ordered))
     return bound.args, bound.kwargs
@@ -361,8 +360,25 @@ def bound_arguments(
     injected: Collection[str],
 ) -> dict[str, Any]:
     """What the caller has given, by name; with the defaults of what he has not."""
+    given, explicit = _bound(function, args, kwargs, injected)
+    given.apply_defaults()
+    return {**given.arguments, **explicit}
+
+
+def _bound(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    injected: Collection[str],
+) -> tuple[inspect.BoundArguments, dict[str, Any]]:
+    """The arguments bound to the visible signature; and those that would have been injected."""
+    names = injected_names(function) if kwargs else ()
+    explicit = {name: kwargs[name] for name in names if name in kwargs}
+    others = {name: value for name, value in kwargs.items() if name not in explicit}
     signature = inspect.signature(function)
-    kept = [one for one in signature.parameters.values() if one.name not in injected]
-    bound = signature.replace(parameters=kept).bind(*args, **kwargs)
-    bound.apply_defaults()
-    return bound.arguments
+    visible = [
+        one
+        for name, one in signature.parameters.items()
+        if name not in injected and name not in explicit
+    ]
+    return signature.replace(parameters=visible).bind(*args, **others), explicit

@@ -8,7 +8,7 @@ from inspect import isawaitable
 from threading import Lock, Thread
 from typing import Annotated, Any, Self
 
-from anyio import CancelScope, Event
+from anyio import CancelScope, Event, get_cancelled_exc_class
 from fastapi import Depends as FastAPIDepends
 
 from fastapi_lifespan_deps.live.asking import Standing, pinned_here, under
@@ -61,9 +61,11 @@ class Stream(AbstractAsyncContextManager["Stream"], AsyncIterator[Any]):
 
     async def __aexit__(self, kind: object, error: BaseException | None, _: object) -> None:
         self._is_closing = True
-        if not self._is_idle:  # it makes something that nobody waits for any more
+        is_cut = self._throws and isinstance(error, get_cancelled_exc_class())
+        # it is cancelled as we are; or makes something that nobody waits for any more
+        if is_cut or not self._is_idle:
             self._scope.cancel()
-        self._thrown = error if self._throws else None
+        self._thrown = error if self._throws and not is_cut else None
         self._asked.set()
         await finished(self._over)
         failure, self._failure = self._failure, None
