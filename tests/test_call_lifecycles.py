@@ -1183,9 +1183,8 @@ class Play:
 def by_kind(
     spec: Spec, async_generator: Any, generator: Any, async_function: Any, function: Any
 ) -> Any:
-    kinds: tuple[str, ...] = KINDS
-    made = zip(kinds, (async_generator, generator, async_function, function), strict=True)
-    return dict(made)[spec.kind]
+    made = async_generator, generator, async_function, function
+    return made[KINDS.index(spec.kind)]
 
 
 class Verdict:
