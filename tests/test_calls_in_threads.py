@@ -447,8 +447,13 @@ def test_what_is_cut_off_before_it_began_is_refused() -> None:
     with LifespanContainer().sync() as running:
         run = running._standing.run
         taken = Taken(run)
-        owner = Owner(run, taken)
-        run.loop.call_soon_threadsafe(owner.cancel)
+
+        def cut_off_before_its_task_begins() -> Owner:
+            owner = Owner(run, taken)
+            owner.cancel()
+            return owner
+
+        owner = running._portal.call(cut_off_before_its_task_begins)
         with pytest.raises(LifespanNotRunning, match="which took too long"):
             owner.ask(anyio.sleep_forever, can_be_cut_off=True)
         taken.give_back()
