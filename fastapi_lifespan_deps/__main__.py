@@ -1,5 +1,5 @@
 """`python -m fastapi_lifespan_deps`."""
 
-from .see.command_line import cli
+from .command.cli import cli
 
 cli(prog_name="fastapi-lifespan-deps")

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fastapi_lifespan_deps import LifespanTimeout
-from fastapi_lifespan_deps.see import command_line
-from fastapi_lifespan_deps.see.command_line import cli
+from fastapi_lifespan_deps.command import cli as command_line
+from fastapi_lifespan_deps.command.cli import cli
 from tests.processes import ROOT, ServerProcess
 
 MAIN = """

@@ -21,7 +21,7 @@ from fastapi_lifespan_deps import (
     RefreshError,
     enable_lifespan_scope,
 )
-from fastapi_lifespan_deps.live.instance import MAX_THREADS
+from fastapi_lifespan_deps.live.supervisor import MAX_THREADS
 from tests.clients import running, settle
 from tests.recording import (
     Provider,

@@ -1,6 +1,7 @@
 """The package is laid out as its data flows: imports go one way, and nothing grows too large."""
 
 import ast
+import functools
 import io
 import tokenize
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ ORDER = (
     "live.tasks",
     "live.entering",
     "live.instance",
+    "live.supervisor",
     "live.generation",
     "live.holding",
     "live.values",
@@ -43,6 +45,7 @@ ORDER = (
     "call.inject",
     "call.view",
     "call.sets",
+    "call.sync",
     "call.container",
     "call.source",
     "call.signals",
@@ -53,7 +56,9 @@ ORDER = (
     "serve.routing",
     "serve.options",
     "serve.applications",
-    "see.command_line",
+    "command.finding",
+    "command.worker",
+    "command.cli",
     "__main__",
 )
 
@@ -90,6 +95,7 @@ def complexities(source: str) -> Iterator[tuple[str, int]]:
         yield graph.entity, graph.complexity()
 
 
+@functools.cache
 def classes() -> dict[str, tuple[list[str], set[str]]]:
     """For each class of the package its bases, and the attributes that it sets of `self`."""
     found = {}

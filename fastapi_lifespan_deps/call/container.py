@@ -1,20 +1,15 @@
 """The container by itself: what is started without an application, and called with it."""
 
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
-from datetime import timedelta
-from functools import partial
-from threading import Event
 from types import TracebackType
 from typing import Any, Self, TypeVar, get_args, overload
 from weakref import ref
 
-from anyio import CancelScope
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import start_blocking_portal
 from fastapi import FastAPI, params
 
-from fastapi_lifespan_deps._compat import kind_of
 from fastapi_lifespan_deps.declare.collect import ListedDependency, Source, collect_routes
 from fastapi_lifespan_deps.declare.params import Depends, lifespan_marker
 from fastapi_lifespan_deps.declare.plan import Overrides
@@ -25,14 +20,12 @@ from fastapi_lifespan_deps.exceptions import (
     name_of,
 )
 from fastapi_lifespan_deps.live.asking import Standing, standing_here, under
-from fastapi_lifespan_deps.live.refresh import Draining, Policy
 from fastapi_lifespan_deps.live.run import Leaving, LifespanStart, Run
 
-from .calls import check_thread, invoking
 from .inject import check_function, declaring, handlers_of, injecting, original_of, shown
 from .order import Handler, check
 from .sets import GROUP, chosen
-from .threads import call_in_thread
+from .sync import SyncView
 from .view import View, open_calls
 
 R = TypeVar("R")
@@ -293,7 +286,7 @@ class LifespanContainer(View):
 
     def sync(
         self, *, only: Iterable[Callable[..., Any]] | None = None
-    ) -> AbstractContextManager["SyncView"]:
+    ) -> AbstractContextManager[SyncView]:
         """The same for synchronous code: an event loop runs in a thread meanwhile.
 
         Args:
@@ -396,7 +389,7 @@ class _Running(AbstractAsyncContextManager[View]):
             del failure  # see `Supervisor.close`
 
 
-class _RunningInThread(AbstractContextManager["SyncView"]):
+class _RunningInThread(AbstractContextManager[SyncView]):
     """The same, in an event loop in a thread."""
 
     def __init__(
@@ -405,7 +398,7 @@ class _RunningInThread(AbstractContextManager["SyncView"]):
         self._running = container.running(only=only)
         self._thread = start_blocking_portal("asyncio", name="lifespan container")
 
-    def __enter__(self) -> "SyncView":
+    def __enter__(self) -> SyncView:
         portal = self._thread.__enter__()
         try:
             self._entered = portal.wrap_async_context_manager(self._running)
@@ -428,97 +421,6 @@ class _RunningInThread(AbstractContextManager["SyncView"]):
             self._entered.__exit__(kind, error, traceback)
         finally:
             self._thread.__exit__(None, None, None)
-
-
-class SyncView(View):
-    """The same, whose methods block; they may be called in any thread but the event loop's."""
-
-    def __init__(self, standing: Standing, portal: BlockingPortal) -> None:
-        super().__init__(standing)
-        self._portal = portal
-
-    def call(  # it blocks
-        self, function: Callable[..., Any], /, *args: Any, **kwargs: Any
-    ) -> Any:
-        """Call a function with its dependencies, once: see `View.call`.
-
-        A synchronous one runs in this thread. If this is interrupted (Ctrl-C), the call is
-        cancelled, and left, before that is raised.
-        """
-        function = original_of(function)
-        kind = kind_of(function)
-        invoking(function, kind)  # which refuses a stream
-        if not kind.is_async:
-            return call_in_thread(self._standing, function, args, kwargs)
-        self._check_here()
-        value, error = self._asked(partial(super().call, function, *args, **kwargs))
-        if error is not None:
-            raise error
-        return value
-
-    def _check_here(self) -> None:
-        self._standing.run.calls.check_open()
-        check_thread(self._standing.run)
-
-    def _asked(self, function: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
-        """Await something in the event loop; interrupted, cancel it, and wait for its end."""
-        begun: list[CancelScope] = []
-        ended = Event()
-
-        async def asking() -> tuple[Any, BaseException | None]:
-            begun.append(CancelScope())
-            try:
-                with begun[0]:
-                    return await function(), None
-            except BaseException as error:  # it is the caller's, and not the event loop's
-                return None, error
-            finally:
-                ended.set()
-            return None, None  # cancelled, and nobody waits
-
-        def cancel() -> None:
-            for scope in begun:
-                scope.cancel()
-
-        try:
-            answer: tuple[Any, BaseException | None]
-            answer = self._portal.start_task_soon(asking).result()
-            return answer
-        except BaseException:
-            self._portal.call(cancel)  # after the task has begun, if it was to begin
-            ended.wait(None if begun else 0)
-            raise
-
-    def refresh(  # type: ignore[override]
-        self,
-        provider: Callable[..., Any],
-        *,
-        policy: Policy = "availability_preserving",
-        drain_timeout: float | timedelta | None = None,
-    ) -> "SyncDraining":
-        """Put a fresh instance in the place of the one that serves: see `View.refresh`."""
-        self._check_here()
-        refresh = partial(super().refresh, provider, policy=policy, drain_timeout=drain_timeout)
-        return SyncDraining(self._portal.call(refresh), self._portal)
-
-    def enter(  # type: ignore[override]
-        self, provider: Callable[..., Any]
-    ) -> AbstractContextManager[Any]:
-        """Enter one request-style dependency by itself: see `View.enter`."""
-        self._check_here()
-        return self._portal.wrap_async_context_manager(super().enter(provider))
-
-
-class SyncDraining:
-    """What `SyncView.refresh` returns: the end of the old instances can be waited for."""
-
-    def __init__(self, draining: Draining, portal: BlockingPortal) -> None:
-        self._draining = draining
-        self._portal = portal
-
-    def wait(self) -> None:
-        """Wait until the old instances have ended: see `Draining.wait`."""
-        self._portal.call(self._draining.wait)
 
 
 def _declared(provider: Any) -> params.Depends:

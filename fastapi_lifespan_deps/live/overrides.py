@@ -9,7 +9,7 @@ from fastapi_lifespan_deps.declare.plan import Overrides, OverridesProvider, Pla
 from fastapi_lifespan_deps.events import Events
 from fastapi_lifespan_deps.exceptions import grouped
 
-from .instance import ApplicationStops
+from .supervisor import ApplicationStops
 from .tasks import DetachedTask
 from .values import LiveValues
 

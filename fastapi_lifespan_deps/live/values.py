@@ -17,7 +17,8 @@ from fastapi_lifespan_deps.exceptions import combined
 
 from .generation import Generation, Pin
 from .holding import Holdings
-from .instance import Instance, Recipe, Supervisor, current_instance
+from .instance import Instance, Recipe, current_instance
+from .supervisor import Supervisor
 
 
 class LiveValues:

@@ -1,11 +1,10 @@
-"""Command line: `fastapi-lifespan-deps`, also `python -m fastapi_lifespan_deps`."""
+"""The command `worker`: handle messages until told to stop."""
 
 import logging
-import sys
-from importlib import import_module
 from typing import Annotated, Any
 
 import anyio
+import typer
 
 from fastapi_lifespan_deps.call.container import LifespanContainer
 from fastapi_lifespan_deps.call.inject import container_of
@@ -14,25 +13,9 @@ from fastapi_lifespan_deps.call.signals import listening
 from fastapi_lifespan_deps.call.worker import SIGNALS, WorkerSummary, run_worker
 from fastapi_lifespan_deps.exceptions import LifespanDependencyError
 
-try:
-    import typer
-except ModuleNotFoundError:
-    sys.exit("The command line needs typer: pip install 'fastapi-lifespan-deps[cli]'")
-
-cli = typer.Typer(
-    name="fastapi-lifespan-deps",
-    help="Dependencies that live as long as an application, or a worker.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+from .finding import found_at
 
 
-@cli.callback()
-def main() -> None: ...  # with one command alone, typer would take its name away
-
-
-@cli.command()
 def worker(
     handler: Annotated[str, typer.Argument(help="The function that takes a message: main:handle")],
     messages: Annotated[
@@ -67,9 +50,9 @@ def worker(
     async def work() -> WorkerSummary:
         # From here on, so that a signal lets everything that has started stop again.
         with listening(SIGNALS, lambda received: None):
-            handle, source = _found(handler, "HANDLER"), _found(messages, "--messages")
-            done = None if on_done is None else _found(on_done, "--on-done")
-            error = None if on_error is None else _found(on_error, "--on-error")
+            handle, source = found_at(handler, "HANDLER"), found_at(messages, "--messages")
+            done = None if on_done is None else found_at(on_done, "--on-done")
+            error = None if on_error is None else found_at(on_error, "--on-error")
             try:
                 container = _container([handle, source, done, error], dependencies)
             except LifespanDependencyError as problem:
@@ -88,30 +71,6 @@ def worker(
                 )
 
     typer.echo(anyio.run(work))
-
-
-def _found(place: str, parameter: str) -> Any:
-    """What a place names: MODULE:NAME."""
-    module, _, name = place.partition(":")
-    if not (module and name):
-        raise typer.BadParameter(f"{place!r}: write MODULE:NAME", param_hint=parameter)
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found: Any = import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # it is there, and imports something that is not
-        problem = f"there is no module {error.name!r}"
-        raise typer.BadParameter(f"{place!r}: {problem}", param_hint=parameter) from None
-    for part in name.split("."):
-        if not hasattr(found, part):
-            problem = f"{place.removesuffix(name)[:-1]!r} has no {part!r}"
-            raise typer.BadParameter(f"{place!r}: {problem}", param_hint=parameter)
-        found = getattr(found, part)
-    if parameter != "--messages" and not callable(found):
-        raise typer.BadParameter(f"{place!r} is not a function", param_hint=parameter)
-    return found
 
 
 def _container(found: list[Any], name: str | None) -> LifespanContainer:

@@ -1,0 +1,1 @@
+"""Command: what a person does with it at a prompt."""

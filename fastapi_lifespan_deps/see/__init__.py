@@ -1,1 +1,0 @@
-"""See: what a person sees of what lives, and does with it by hand."""
