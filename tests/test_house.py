@@ -22,6 +22,7 @@ ORDER = (
     "_compat",
     "declare.signature",
     "declare.provider",
+    "declare.options",
     "declare.params",
     "declare.plan",
     "declare.collect",

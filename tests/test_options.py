@@ -272,7 +272,7 @@ def test_python_does_not_take_one_alias_for_another_that_differs_in_an_option(
     assert one != other != none != one
     # What `typing` keeps, it finds by hash and equality.
     assert len({one, other, none}) == 3
-    seconds = [getattr(get_args(alias)[1].durations, option) for alias in (one, other, none)]
+    seconds = [getattr(get_args(alias)[1].options, option) for alias in (one, other, none)]
     assert seconds == [1.0, 2.0, None]
 
 

@@ -3,8 +3,9 @@
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
+from datetime import timedelta
 from types import TracebackType
-from typing import Any, Self, TypeVar, get_args, overload
+from typing import Any, Self, TypeVar, overload
 from weakref import ref
 
 from anyio.from_thread import start_blocking_portal
@@ -13,14 +14,14 @@ from fastapi import FastAPI, params
 from fastapi_lifespan_deps.declare.collect import ListedDependency, Source, collect_routes
 from fastapi_lifespan_deps.declare.params import Depends, lifespan_marker
 from fastapi_lifespan_deps.declare.plan import Overrides
-from fastapi_lifespan_deps.events import Listener, check_listener
+from fastapi_lifespan_deps.events import Listener
 from fastapi_lifespan_deps.exceptions import (
     InvalidLifespanDependency,
     LifespanNotRunning,
     name_of,
 )
 from fastapi_lifespan_deps.live.asking import Standing, standing_here, under
-from fastapi_lifespan_deps.live.run import Leaving, LifespanStart, Run
+from fastapi_lifespan_deps.live.run import Leaving, LifespanStart, Run, RunOptions
 
 from .inject import check_function, declaring, handlers_of, injecting, original_of, shown
 from .order import Handler, check
@@ -46,6 +47,7 @@ class LifespanContainer(View):
         overrides: fills `dependency_overrides`, which has FastAPI's meaning, also while running.
         lifespan_start: `"sequential"` or `"concurrent"`: see `LifespanFastAPI`.
         on_lifespan_event: a listener: see `LifespanFastAPI`.
+        slow_after: seconds until a warning of what still starts or stops: see `LifespanFastAPI`.
 
     Raises:
         InvalidLifespanDependency: something cannot be a lifespan dependency.
@@ -72,17 +74,12 @@ class LifespanContainer(View):
         overrides: Overrides | None = None,
         lifespan_start: LifespanStart | None = None,
         on_lifespan_event: Listener | None = None,
+        slow_after: float | timedelta | None = 10.0,
     ) -> None:
-        if lifespan_start not in (None, *get_args(LifespanStart)):
-            known = " or ".join(map(repr, get_args(LifespanStart)))
-            raise ValueError(f"lifespan_start={lifespan_start!r}: use {known}")
-        if on_lifespan_event is not None:
-            check_listener(on_lifespan_event)
+        self._options = RunOptions().changed(lifespan_start, on_lifespan_event, slow_after)
         self.dependency_overrides: dict[Callable[..., Any], Callable[..., Any]] = {
             **(overrides or {})
         }
-        self._is_concurrent = lifespan_start == "concurrent"
-        self._listeners = () if on_lifespan_event is None else (on_lifespan_event,)
         self._application: FastAPI | None = None
         self._with_routes = False
         self._providers = [_declared(one) for one in providers]
@@ -102,6 +99,7 @@ class LifespanContainer(View):
         routes: bool = True,
         lifespan_start: LifespanStart | None = None,
         on_lifespan_event: Listener | None = None,
+        slow_after: float | timedelta | None = 10.0,
     ) -> Self:
         """An application's lifespan dependencies, without serving.
 
@@ -114,6 +112,7 @@ class LifespanContainer(View):
             routes: whether what its routes declare is started.
             lifespan_start: see `LifespanFastAPI`.
             on_lifespan_event: see `LifespanFastAPI`.
+            slow_after: see `LifespanFastAPI`.
 
         Example:
             ```python
@@ -122,7 +121,10 @@ class LifespanContainer(View):
             ```
         """
         container = cls(
-            *providers, lifespan_start=lifespan_start, on_lifespan_event=on_lifespan_event
+            *providers,
+            lifespan_start=lifespan_start,
+            on_lifespan_event=on_lifespan_event,
+            slow_after=slow_after,
         )
         container._application = app
         container._with_routes = routes
@@ -140,6 +142,7 @@ class LifespanContainer(View):
         overrides: Overrides | None = None,
         lifespan_start: LifespanStart | None = None,
         on_lifespan_event: Listener | None = None,
+        slow_after: float | timedelta | None = 10.0,
     ) -> Self:
         """A container of what an installed package offers: see `dependency_sets`.
 
@@ -164,6 +167,7 @@ class LifespanContainer(View):
             overrides={**replaced, **(overrides or {})},
             lifespan_start=lifespan_start,
             on_lifespan_event=on_lifespan_event,
+            slow_after=slow_after,
         )
 
     def _add(self, providers: Iterable[Any], overrides: Overrides) -> None:
@@ -250,8 +254,7 @@ class LifespanContainer(View):
             self,
             self._overrides_provider,
             self._application,
-            self._listeners,
-            concurrent=self._is_concurrent,
+            self._options,
         )
 
     async def __aenter__(self) -> View:

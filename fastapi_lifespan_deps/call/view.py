@@ -11,7 +11,8 @@ from typing_extensions import TypeVar
 
 from fastapi_lifespan_deps._compat import overrides_provider_of
 from fastapi_lifespan_deps.absence import current_run, not_running
-from fastapi_lifespan_deps.declare.params import SCOPE_KEY, Key, in_seconds
+from fastapi_lifespan_deps.declare.options import in_seconds
+from fastapi_lifespan_deps.declare.params import SCOPE_KEY, Key
 from fastapi_lifespan_deps.exceptions import LifespanNotRunning
 from fastapi_lifespan_deps.live.asking import Standing, standing_here, under
 from fastapi_lifespan_deps.live.generation import Generation, Pin

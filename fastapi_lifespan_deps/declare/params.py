@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -34,7 +33,8 @@ from fastapi_lifespan_deps.exceptions import (
     name_of,
 )
 
-from .provider import NO_DURATIONS, Durations, check_callable, check_limits, is_settings
+from .options import NO_OPTIONS, Options, check_options, options_of
+from .provider import check_callable, is_settings
 from .signature import Parameter, layers, parameters
 
 # Where the pin of a request stands in its ASGI scope, and its run in the lifespan state.
@@ -51,6 +51,7 @@ def Depends(
     refresh_every: float | timedelta | None = None,
     start_timeout: float | timedelta | None = None,
     stop_timeout: float | timedelta | None = None,
+    health: Callable[[Any], object] | None = None,
     **options: Any,
 ) -> Any:
     """Declare a dependency of a path operation, of another dependency, or of a lifespan hook.
@@ -77,13 +78,16 @@ def Depends(
         start_timeout: seconds, or a `timedelta`, that the start may take. Then it is cancelled,
             and fails. For asynchronous dependencies only.
         stop_timeout: the same for the code after `yield`.
+        health: a function of the value, async or not, that tells whether it is in order: it fails
+            if it raises or returns False. Called by `LifespanContainer.check_health` and by the
+            routes of `add_health_routes`; a plain one in a worker thread.
         **options: FastAPI's other options, passed on untouched. None of them applies to
             `scope="lifespan"`.
 
-    `refresh_every` and the time limits belong to the dependency, wherever it is declared: where
-    one is not set, what another place sets counts, and two places that set different ones fail
-    the startup. An override has no time limits but its own; it is refreshed in the place of what
-    it overrides.
+    These options belong to the dependency, wherever it is declared: where one is not set, what
+    another place sets counts, and two places that set different ones fail the startup. An
+    override has no time limits and no health but its own; it is refreshed in the place of what it
+    overrides.
 
     Raises:
         InvalidDependencyScope: there is no such scope.
@@ -108,14 +112,15 @@ def Depends(
     __tracebackhide__ = True
     if scope not in (None, "function", "request", "lifespan"):
         raise InvalidDependencyScope(scope)
-    ours = {
+    asked = {
         "refresh_every": refresh_every,
         "start_timeout": start_timeout,
         "stop_timeout": stop_timeout,
+        "health": health,
     }
     if scope != "lifespan":
-        for option in ours:
-            if ours[option] is not None:
+        for option in asked:
+            if asked[option] is not None:
                 raise InvalidLifespanDependency(
                     dependency,
                     f'takes `{option}` with scope="lifespan" only',
@@ -124,7 +129,7 @@ def Depends(
                 )
         return FastAPIDepends(dependency, use_cache=use_cache, scope=scope, **options)
     for option in options:
-        meant = get_close_matches(option, ours, 1)
+        meant = get_close_matches(option, asked, 1)
         raise InvalidLifespanDependency(
             dependency,
             f"does not take `{option}`",
@@ -132,21 +137,12 @@ def Depends(
             if meant
             else "That option is for requests: leave it out.",
         )
-    durations = {option: in_seconds(value) for option, value in ours.items() if value is not None}
-    for option, seconds in durations.items():
-        if not seconds > 0:
-            raise InvalidLifespanDependency(
-                dependency,
-                f"cannot have {option}={ours[option]!r}",
-                "Give seconds, more than 0, or a timedelta.",
-            )
-    asked = Durations(**durations) if durations else NO_DURATIONS
-    return LifespanDepends(dependency, use_cache=use_cache, durations=asked)
+    return LifespanDepends(dependency, use_cache=use_cache, options=options_of(dependency, **asked))
 
 
 @dataclass(frozen=True)
-class _DurationsField:
-    durations: Durations = NO_DURATIONS
+class _OptionsField:
+    options: Options = NO_OPTIONS
 
 
 class LifespanDepends(params.Depends):
@@ -154,22 +150,20 @@ class LifespanDepends(params.Depends):
 
     # Read by `dataclasses.replace`. Not made by `@dataclass`: FastAPI's own class is frozen in
     # some releases only, and this one would have to be the same.
-    __dataclass_fields__ = (
-        params.Depends.__dataclass_fields__ | _DurationsField.__dataclass_fields__
-    )
-    durations: Durations
+    __dataclass_fields__ = params.Depends.__dataclass_fields__ | _OptionsField.__dataclass_fields__
+    options: Options
 
     def __init__(
         self,
         dependency: Callable[..., Any] | None = None,
         use_cache: bool = True,
         scope: Any = "lifespan",
-        durations: Durations = NO_DURATIONS,
+        options: Options = NO_OPTIONS,
         **others: Any,
     ) -> None:
         __tracebackhide__ = True
         super().__init__(None, use_cache=use_cache, scope=scope, **others)
-        self.__dict__["durations"] = durations
+        self.__dict__["options"] = options
         object.__setattr__(self, "dependency", dependency)
 
     # Python takes an `Annotated` for another that has equal metadata.
@@ -192,7 +186,7 @@ class LifespanDepends(params.Depends):
 
     @property
     def _identity(self) -> tuple[object, ...]:
-        return self.dependency, self.use_cache, self.scope, self.durations
+        return self.dependency, self.use_cache, self.scope, self.options
 
     # FastAPI copies a declaration when it infers the class from the annotation: by
     # `dataclasses.replace`, up to 0.121.2 by assigning to the copy. Both come through here.
@@ -211,8 +205,8 @@ class LifespanDepends(params.Depends):
             dependency = known.provider
         if dependency is not None:
             check_callable(dependency)
-            check_limits(dependency, self.durations)
-            dependency = Marker(dependency, self.use_cache, durations=self.durations)
+            check_options(dependency, self.options)
+            dependency = Marker(dependency, self.use_cache, options=self.options)
         self.__dict__["marker"] = dependency
 
 
@@ -231,7 +225,7 @@ class Key:
     provider: Callable[..., Any]
     place: Place | None = None
     # of the one declaration that this comes from; another one asks for the same value
-    durations: Durations = field(default=NO_DURATIONS, compare=False)
+    options: Options = field(default=NO_OPTIONS, compare=False)
 
 
 # Who calls a marker without a connection is not FastAPI.
@@ -250,18 +244,18 @@ class Marker:
     provider: Callable[..., Any]
     use_cache: bool
     place: Place | None = None  # where it is known already (frontends)
-    durations: Durations = NO_DURATIONS
+    options: Options = NO_OPTIONS
 
     def key(self, owner: Hashable, parameter: str | int) -> Key:
         """What this declares, standing at a parameter of `owner`."""
         if self.use_cache:
             return self.shared_key
-        return Key(self.provider, self.place or Place(_owner(owner), parameter), self.durations)
+        return Key(self.provider, self.place or Place(_owner(owner), parameter), self.options)
 
     @functools.cached_property
     def shared_key(self) -> Key:
         # One object for all places: what looks it up finds the same one, and compares nothing.
-        return Key(self.provider, None, self.durations)
+        return Key(self.provider, None, self.options)
 
     @functools.cached_property
     def __signature__(self) -> inspect.Signature:
@@ -334,9 +328,9 @@ def lifespan_marker(depends: params.Depends, annotation: Any) -> Marker | None:
     if known is not None:
         return known
     check_callable(dependency)
-    durations: Durations = getattr(depends, "durations", NO_DURATIONS)
-    check_limits(dependency, durations)
-    return Marker(dependency, depends.use_cache, durations=durations)
+    options: Options = getattr(depends, "options", NO_OPTIONS)
+    check_options(dependency, options)
+    return Marker(dependency, depends.use_cache, options=options)
 
 
 def requirements(provider: Callable[..., Any], path: Sequence[Step] = ()) -> list[Requirement]:
@@ -414,12 +408,3 @@ def requirement(
                 f"Give `{parameter.name}` a plain default, declare it as a lifespan dependency too"
             )
     raise DependencyScopeError(provider, parameter.name, found, [*path, step], advice, **texts)
-
-
-def in_seconds(duration: object) -> float:
-    """A duration as a number; NaN if it is none, which is neither more nor less than any."""
-    if isinstance(duration, timedelta):
-        return duration.total_seconds()
-    if isinstance(duration, int | float) and not isinstance(duration, bool):
-        return duration
-    return math.nan

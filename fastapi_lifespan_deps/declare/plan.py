@@ -14,6 +14,7 @@ from fastapi_lifespan_deps.exceptions import (
     name_of,
 )
 
+from .options import NO_OPTIONS
 from .params import (
     LIFESPAN_NOTE,
     Key,
@@ -22,7 +23,7 @@ from .params import (
     name_step,
     requirements,
 )
-from .provider import NO_DURATIONS, check_callable
+from .provider import check_callable
 
 Provider = Callable[..., Any]
 
@@ -60,10 +61,10 @@ Found = Node | Exception
 
 
 @dataclass(frozen=True, slots=True)
-class DeclaredDuration:
-    """A duration that a declaration asks for, and the way to that declaration."""
+class DeclaredOption:
+    """An option that a declaration gives, and the way to that declaration."""
 
-    seconds: float
+    value: Any
     path: tuple[Step, ...]
 
 
@@ -78,30 +79,31 @@ class Plan:
     # nodes that take a node.
     behind: dict[Provider, list[tuple[OverridesProvider, Found]]] = field(default_factory=dict)
     dependents: dict[Node, list[Node]] = field(default_factory=dict)
-    durations: dict[tuple[Callable[..., Any], str], DeclaredDuration] = field(default_factory=dict)
+    options: dict[tuple[Provider, str], DeclaredOption] = field(default_factory=dict)
     errors: list[Exception] = field(default_factory=list)
     # What was worked out of functions that are called (call/calls.py), as long as these live.
     orders: WeakKeyDictionary[Any, Any] = field(default_factory=WeakKeyDictionary)
 
-    def note_durations(self, key: Key, path: tuple[Step, ...]) -> None:
+    def note_options(self, key: Key, path: tuple[Step, ...]) -> None:
         """Note what a declaration asks for. Raise if another one asks for something else."""
-        if key.durations is NO_DURATIONS:
+        if key.options is NO_OPTIONS:
             return
-        for name, seconds in key.durations.items():
-            first = self.durations.setdefault((key.provider, name), DeclaredDuration(seconds, path))
-            if first.seconds != seconds:
+        for name, value in key.options.items():
+            first = self.options.setdefault((key.provider, name), DeclaredOption(value, path))
+            if first.value != value:
+                one, other = map(_shown, (first.value, value))
                 raise InvalidLifespanDependency(
                     key.provider,
-                    f"has {name}={first.seconds} in one place, and {name}={seconds} in another:"
+                    f"has {name}={one} in one place, and {name}={other} in another:"
                     f"\n\n{draw_path(first.path)}\n\n{draw_path(path)}\n\n"
                     "All places share what is started",
                     f"Set {name} in one of them: the others inherit it.",
                 )
 
-    def seconds(self, provider: Callable[..., Any], option: str) -> float | None:
-        """The duration that a provider's declarations ask for by an option of `Depends`."""
-        found = self.durations.get((provider, option))
-        return None if found is None else found.seconds
+    def option(self, provider: Provider, name: str) -> Any:
+        """What a provider's declarations give for an option of `Depends`; None if nothing."""
+        found = self.options.get((provider, name))
+        return None if found is None else found.value
 
     def resolve(self, overrides_provider: OverridesProvider, key: Key, found: Found) -> None:
         """Note what a key resolves to."""
@@ -146,7 +148,7 @@ class Planner:
         """Plan what is declared. The options of `originals`, without overrides, hold here too."""
         plan = Plan(overrides)
         if originals is not None:
-            plan.durations |= originals.durations
+            plan.options |= originals.options
         for declaration in declarations:
             if declaration.key is None:
                 continue
@@ -154,7 +156,7 @@ class Planner:
             if isinstance(plan.resolved.get(target), Exception):
                 continue
             try:
-                plan.note_durations(declaration.key, declaration.path)
+                plan.note_options(declaration.key, declaration.path)
             except LifespanDependencyError as error:
                 plan.errors.append(error)  # another place has the value, with its options
                 continue
@@ -186,7 +188,7 @@ class Planner:
             if requirement.marker is not None:
                 child = requirement.marker.key(provider, requirement.parameter)
                 branch = *path, requirement.step
-                plan.note_durations(child, branch)
+                plan.note_options(child, branch)
                 node = self._resolve(plan, overrides_provider, child, branch)
             arguments.append((requirement.parameter, node))
         identity = (provider, key.place, *((name, id(node)) for name, node in arguments))
@@ -194,6 +196,10 @@ class Planner:
         plan.resolve(overrides_provider, key, node)
         plan.add(node, path)
         return node
+
+
+def _shown(value: Any) -> str:
+    return name_of(value) if callable(value) else str(value)
 
 
 def _without_application(

@@ -5,7 +5,6 @@ import inspect
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
 from types import BuiltinFunctionType, FunctionType, MethodType, UnionType
 from typing import Any, Literal, NewType, Union, get_origin
 
@@ -25,24 +24,6 @@ from .signature import (
     parameters,
     plain_signature,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Durations:
-    """What a declaration asks for beyond the value; durations in seconds."""
-
-    refresh_every: float | None = None
-    start_timeout: float | None = None
-    stop_timeout: float | None = None
-
-    def items(self) -> list[tuple[str, float]]:
-        """Those that are set."""
-        found = ((name, getattr(self, name)) for name in Durations.__slots__)
-        return [(name, value) for name, value in found if value is not None]
-
-
-NO_DURATIONS = Durations()
-
 
 # What contextlib's decorators make, by its code.
 _ANY: Any = print
@@ -297,22 +278,6 @@ def _contents(function: FunctionType) -> Iterator[Any]:
         with suppress(ValueError):  # it may still be empty
             if name != "__class__":
                 yield cell.cell_contents
-
-
-def check_limits(provider: Callable[..., Any], durations: Durations) -> None:
-    """Raise if a provider cannot be given a time limit that is asked for."""
-    __tracebackhide__ = True
-    if durations is NO_DURATIONS or is_missing(provider) or how_to_call(provider).is_async:
-        return
-    for option in ("start_timeout", "stop_timeout"):
-        if getattr(durations, option) is not None:
-            raise InvalidLifespanDependency(
-                provider,
-                f"cannot have a {option}: it is synchronous, so it runs in a worker thread, which "
-                "nothing can cancel",
-                "Make it asynchronous, and run the part that blocks by `await "
-                "anyio.to_thread.run_sync(function, abandon_on_cancel=True)`.",
-            )
 
 
 def is_settings(provider: Callable[..., Any]) -> bool:

@@ -222,7 +222,7 @@ class Refresher:
         """Refresh what has `refresh_every`, from now on: an override may have one of its own."""
         if event.kind not in ("up", "overrides_applied") or self._live.phase != "serving":
             return
-        for provider, option in self._live.current.plan.durations:
+        for provider, option in self._live.current.plan.options:
             if option == "refresh_every" and provider not in self._timers:
                 self._timers.add(provider)
                 body = partial(self._refresh_regularly, provider)
@@ -230,7 +230,7 @@ class Refresher:
                 self._live.supervisor.tasks.detach(body, name)
 
     async def _refresh_regularly(self, provider: Provider) -> None:
-        while (seconds := self._live.current.plan.seconds(provider, "refresh_every")) is not None:
+        while (seconds := self._live.current.plan.option(provider, "refresh_every")) is not None:
             # many workers were started at once, and should not refresh at once
             with anyio.move_on_after(seconds * random.uniform(0.95, 1.05)):
                 return await self._live.supervisor.closing.wait()

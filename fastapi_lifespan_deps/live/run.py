@@ -4,8 +4,10 @@ import warnings
 from asyncio import AbstractEventLoop
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from threading import get_ident
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self, get_args
 
 import anyio
 import anyio.from_thread
@@ -15,9 +17,10 @@ from fastapi_lifespan_deps._compat import overrides_provider_of
 from fastapi_lifespan_deps.absence import unknown_place
 from fastapi_lifespan_deps.declare.collect import Route, Source, Sources
 from fastapi_lifespan_deps.declare.doubts import doubts
+from fastapi_lifespan_deps.declare.options import in_seconds
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY, Key, Marker
 from fastapi_lifespan_deps.declare.plan import OverridesProvider
-from fastapi_lifespan_deps.events import Events, Listener
+from fastapi_lifespan_deps.events import Events, Listener, check_listener
 from fastapi_lifespan_deps.exceptions import combined
 
 from .generation import Generation, Pin
@@ -27,6 +30,44 @@ from .tasks import current_loop, this_process
 from .values import LiveValues
 
 LifespanStart = Literal["sequential", "concurrent"]
+
+
+# Stands for an option that is not given, where None means something.
+UNCHANGED: Any = object()
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What an application, or a container by itself, asks of each of its runs."""
+
+    is_concurrent: bool = False
+    listeners: tuple[Listener, ...] = ()
+    slow_after: float | None = 10.0  # seconds
+
+    def changed(
+        self,
+        lifespan_start: LifespanStart | None = None,
+        on_lifespan_event: Listener | None = None,
+        slow_after: float | timedelta | None = UNCHANGED,
+    ) -> Self:
+        """These, but for what is given; raise if it makes no sense."""
+        changes: dict[str, Any] = {}
+        if lifespan_start is not None:
+            if lifespan_start not in get_args(LifespanStart):
+                known = " or ".join(map(repr, get_args(LifespanStart)))
+                raise ValueError(f"lifespan_start={lifespan_start!r}: use {known}")
+            changes["is_concurrent"] = lifespan_start == "concurrent"
+        if on_lifespan_event is not None:
+            check_listener(on_lifespan_event)
+            changes["listeners"] = (on_lifespan_event,)
+        if slow_after is not UNCHANGED:
+            seconds = None if slow_after is None else in_seconds(slow_after)
+            if seconds is not None and not seconds > 0:
+                raise ValueError(
+                    f"slow_after={slow_after!r}: give seconds, more than 0, a timedelta, or None"
+                )
+            changes["slow_after"] = seconds
+        return replace(self, **changes)
 
 
 class Binder(Protocol):
@@ -47,16 +88,15 @@ class Run:
         identity: object,
         overrides_provider: OverridesProvider,
         application: Any,
-        listeners: Iterable[Listener] = (),
+        options: RunOptions,
         *,
-        concurrent: bool = False,
         binder: Callable[[Any], "Binder"] | None = None,
     ) -> None:
         self.identity = identity
         self.overrides_provider = overrides_provider
         self._binder = binder
-        self.events = Events(*listeners)
-        self.live = LiveValues(application, self.events, concurrent=concurrent)
+        self.events = Events(*options.listeners)
+        self.live = LiveValues(application, self.events, concurrent=options.is_concurrent)
         self._sources = Sources()
         self.overrides = OverridesInForce(
             overrides_provider, self._sources, self.live, self.events, application is not None

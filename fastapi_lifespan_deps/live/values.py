@@ -86,8 +86,8 @@ class LiveValues:
             for name, child in node.arguments
         }
         path = plan.nodes.get(node) or self.originals.nodes[node]
-        start_timeout = plan.seconds(node.provider, "start_timeout")
-        stop_timeout = plan.seconds(node.provider, "stop_timeout")
+        start_timeout = plan.option(node.provider, "start_timeout")
+        stop_timeout = plan.option(node.provider, "stop_timeout")
         recipe = Recipe(node, arguments, path, start_timeout, stop_timeout)
         return Instance(recipe, self.supervisor)
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
 from typing import Any, Concatenate, TypeVar, Unpack
 
 from fastapi import APIRouter, FastAPI
@@ -10,7 +11,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi_lifespan_deps.call.view import View
 from fastapi_lifespan_deps.events import LifespanEvent
 from fastapi_lifespan_deps.exceptions import LifespanDependencyError
-from fastapi_lifespan_deps.live.run import LifespanStart
+from fastapi_lifespan_deps.live.run import UNCHANGED, LifespanStart
 
 from .options import FastAPIOptions
 from .routing import LifespanRouter
@@ -38,6 +39,9 @@ class LifespanFastAPI(FastAPI):
         handlers: functions that the application itself calls outside of requests, such as a
             consumer that its `lifespan` starts. What they declare is started; they are called by
             `await app.lifespan_container.call(function, ...)`.
+        slow_after: seconds, or a `timedelta`, after which the log warns that a lifespan dependency
+            is still starting, or stopping, and at which line; again after twice the time, four
+            times, and so on. `None` turns it off.
         **options: FastAPI's other arguments.
 
     Example:
@@ -59,6 +63,7 @@ class LifespanFastAPI(FastAPI):
         lifespan_start: LifespanStart | None = None,
         on_lifespan_event: Callable[[LifespanEvent], object] | None = None,
         handlers: Sequence[Callable[..., Any]] | None = None,
+        slow_after: float | timedelta | None = 10.0,
         **options: Unpack[FastAPIOptions],
     ) -> None:
         super().__init__(lifespan=lifespan, **options)
@@ -67,6 +72,7 @@ class LifespanFastAPI(FastAPI):
             lifespan_start=lifespan_start,
             on_lifespan_event=on_lifespan_event,
             handlers=handlers,
+            slow_after=slow_after,
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -106,12 +112,14 @@ def enable_lifespan_scope(
     lifespan_start: LifespanStart | None = None,
     on_lifespan_event: Callable[[LifespanEvent], object] | None = None,
     handlers: Sequence[Callable[..., Any]] | None = None,
+    slow_after: float | timedelta | None = UNCHANGED,
 ) -> App:
     """Give an application whose class is fixed what a `LifespanFastAPI` has.
 
     Call it before the application starts; where it stands among the routes makes no difference.
-    A second call changes nothing but `lifespan_start`, `on_lifespan_event` and `handlers`, if they
-    are given (see `LifespanFastAPI`): the new ones take the place of the old ones.
+    A second call changes nothing but `lifespan_start`, `on_lifespan_event`, `handlers` and
+    `slow_after`, if they are given (see `LifespanFastAPI`): the new ones take the place of the old
+    ones.
     Returns the application itself. Its running container is `app.router.lifespan_container`.
 
     Example:
@@ -119,7 +127,10 @@ def enable_lifespan_scope(
         app = enable_lifespan_scope(create_app())
         ```
     """
-    LifespanRouter.adopt(app.router, app, lifespan_start, on_lifespan_event, handlers)
+    options = LifespanRouter.options_of(app.router).changed(
+        lifespan_start, on_lifespan_event, slow_after
+    )
+    LifespanRouter.adopt(app.router, app, options, handlers)
     return app
 
 

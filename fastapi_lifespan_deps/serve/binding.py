@@ -64,7 +64,7 @@ class Binder:
                 kept.append(self._bind_dependency(child, route.overrides_provider))
             elif not route.has_endpoint:
                 key = keys[index]
-                marker = Marker(key.provider, key.place is None, key.place, key.durations)
+                marker = Marker(key.provider, key.place is None, key.place, key.options)
                 kept.append(get_dependant(path=child.path or "", call=marker))
         return kept
 

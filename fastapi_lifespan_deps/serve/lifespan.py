@@ -28,9 +28,8 @@ from fastapi_lifespan_deps.declare.collect import (
     mounted_routers,
 )
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY
-from fastapi_lifespan_deps.events import Listener
 from fastapi_lifespan_deps.live.generation import Pin
-from fastapi_lifespan_deps.live.run import Leaving, LifespanStart, Run, Runs
+from fastapi_lifespan_deps.live.run import Leaving, Run, RunOptions, Runs
 from fastapi_lifespan_deps.live.values import LiveValues
 
 from .binding import Binder
@@ -47,8 +46,7 @@ class Host:
 
     router: APIRouter
     runs: Runs
-    start: LifespanStart = "sequential"
-    listeners: tuple[Listener, ...] = ()
+    options: RunOptions = RunOptions()  # noqa: RUF009  # it is frozen
     handlers: tuple[Handler, ...] = ()
     parts: list[Any] = field(default_factory=list)
     """Of the merged lifespan: the user's lifespan functions, and FastAPI's default ones."""
@@ -90,15 +88,7 @@ class Lifespan:
             return
 
         application = host.router.dependency_overrides_provider
-        is_concurrent = host.start == "concurrent"
-        run = Run(
-            host.router,
-            application,
-            application,
-            host.listeners,
-            concurrent=is_concurrent,
-            binder=Binder,
-        )
+        run = Run(host.router, application, application, host.options, binder=Binder)
         open_calls(run)
         lifecycle = Lifecycle(host, run)
         failure: BaseException | None = None

@@ -4,7 +4,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from threading import get_ident
-from typing import Any, get_args
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, params
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,11 +14,10 @@ from fastapi_lifespan_deps.call.inject import handlers_of
 from fastapi_lifespan_deps.call.order import Handler
 from fastapi_lifespan_deps.call.view import View
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY
-from fastapi_lifespan_deps.events import Listener, check_listener
 from fastapi_lifespan_deps.exceptions import LifespanNotRunning, UnavailableLifespanDependency
 from fastapi_lifespan_deps.live.asking import Standing, serves_requests
 from fastapi_lifespan_deps.live.generation import Pin
-from fastapi_lifespan_deps.live.run import LifespanStart, Run, Runs
+from fastapi_lifespan_deps.live.run import Run, RunOptions, Runs
 from fastapi_lifespan_deps.live.values import LiveValues
 
 from .lifespan import Host, Lifespan
@@ -50,23 +49,17 @@ class LifespanRouter(APIRouter):
         cls,
         router: APIRouter,
         application: FastAPI,
-        start: LifespanStart | None = None,
-        listener: Listener | None = None,
+        options: RunOptions | None = None,
         handlers: Sequence[Callable[..., Any]] | None = None,
         *,
         former: APIRouter | None = None,
     ) -> None:
-        """Turn an application's router into one of these; what isn't None replaces what it has.
+        """Turn an application's router into one of these, whose runs have these options.
 
-        It takes over the options of the `former` one.
+        What isn't given it keeps, or takes over from the `former` one.
         """
         if router.dependency_overrides_provider is None:
             router.dependency_overrides_provider = application
-        if start not in (None, *get_args(LifespanStart)):
-            known = " or ".join(map(repr, get_args(LifespanStart)))
-            raise ValueError(f"lifespan_start={start!r}: use {known}")
-        if listener is not None:
-            check_listener(listener)
         if not isinstance(router, cls):
             context = router.__dict__.pop("lifespan_context")
             kind = type(router)
@@ -79,17 +72,17 @@ class LifespanRouter(APIRouter):
             router.lifespan_context = context
         host = router._host
         if isinstance(former, cls):
-            before = former._host
-            host.start, host.listeners, host.handlers = (
-                before.start,
-                before.listeners,
-                before.handlers,
-            )
-        host.start = start or host.start
-        host.listeners = host.listeners if listener is None else (listener,)
+            host.options, host.handlers = former._host.options, former._host.handlers
+        if options is not None:
+            host.options = options
         if handlers is not None:
             functions = handlers_of(handlers, application, application.dependency_overrides)
             host.handlers = tuple(Handler(one, application) for one in functions)
+
+    @classmethod
+    def options_of(cls, router: APIRouter) -> RunOptions:
+        """Those of an application's runs so far."""
+        return router._host.options if isinstance(router, cls) else RunOptions()
 
     # `include_router` reads the lifespan, merges another one into it, and assigns the result;
     # user code does the same by hand. Whatever is assigned becomes a part of one `Lifespan`.
