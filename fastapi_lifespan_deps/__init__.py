@@ -19,7 +19,13 @@ from .exceptions import (
     UninitializedLifespanDependency,
 )
 from .live.refresh import Draining
-from .serve.applications import LifespanFastAPI, enable_lifespan_scope, lifespan_container
+from .see.graph import LifespanGraph, LifespanNode, LifespanUser
+from .serve.applications import (
+    LifespanFastAPI,
+    enable_lifespan_scope,
+    lifespan_container,
+    lifespan_graph,
+)
 
 __all__ = [
     "DependencyCycleError",
@@ -33,8 +39,11 @@ __all__ = [
     "LifespanDependencyError",
     "LifespanEvent",
     "LifespanFastAPI",
+    "LifespanGraph",
+    "LifespanNode",
     "LifespanNotRunning",
     "LifespanTimeout",
+    "LifespanUser",
     "RefreshError",
     "UnavailableLifespanDependency",
     "UninitializedLifespanDependency",
@@ -46,5 +55,6 @@ __all__ = [
     "get_container",
     "inject",
     "lifespan_container",
+    "lifespan_graph",
     "run_worker",
 ]

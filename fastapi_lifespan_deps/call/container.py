@@ -11,9 +11,15 @@ from weakref import ref
 from anyio.from_thread import start_blocking_portal
 from fastapi import FastAPI, params
 
-from fastapi_lifespan_deps.declare.collect import ListedDependency, Source, collect_routes
+from fastapi_lifespan_deps.declare.collect import (
+    ListedDependency,
+    Source,
+    Sources,
+    collect_routes,
+)
 from fastapi_lifespan_deps.declare.params import Depends, lifespan_marker
 from fastapi_lifespan_deps.declare.plan import Overrides
+from fastapi_lifespan_deps.declare.planning import Planning
 from fastapi_lifespan_deps.events import Listener
 from fastapi_lifespan_deps.exceptions import (
     InvalidLifespanDependency,
@@ -243,6 +249,14 @@ class LifespanContainer(View):
                 check(function, provider, self.dependency_overrides)
             return [Handler(one, provider) for one in wanted], [*routes, *named]
         return ([*routes, *named], []) if self._with_routes else (named, routes)
+
+    def _planning(self) -> Planning:
+        """What plans that which is declared by now, and starts nothing."""
+        sources = Sources()
+        started, sources.unstarted = self._sources(None)
+        sources.update(started, ())
+        provider, has_application = self._overrides_provider, self._application is not None
+        return Planning(provider, sources, has_application=has_application)
 
     def _listed(self) -> Iterator[tuple[params.Depends, int]]:
         return ((depends, position) for position, depends in enumerate(self._providers))

@@ -18,6 +18,7 @@ from fastapi_lifespan_deps.live.asking import Standing, standing_here, under
 from fastapi_lifespan_deps.live.generation import Generation, Pin
 from fastapi_lifespan_deps.live.refresh import Draining, Policy
 from fastapi_lifespan_deps.live.run import Run
+from fastapi_lifespan_deps.see.graph import LifespanGraph, graph_of
 
 from .calls import Calls
 from .inject import injecting
@@ -193,6 +194,28 @@ class View:
             raise ValueError(f"drain_timeout={drain_timeout!r}: give seconds, or a timedelta")
         draining: Draining = await at.run.refresher.refresh(provider, policy, seconds, at.pin)
         return draining
+
+    def graph(self) -> LifespanGraph:
+        """What runs, and what depends on what: see `LifespanGraph`.
+
+        Plain data of this moment: the states, and how long each start took. After a refresh or an
+        override it shows what requests get that arrive now. It may be made in threads, too.
+
+        Raises:
+            LifespanNotRunning: this is another event loop than that of the application.
+
+        Example:
+            ```python
+            @app.get("/admin/graph", response_class=PlainTextResponse)
+            async def read_graph(
+                container: Annotated[LifespanContainer, Depends(get_container)],
+            ) -> str:
+                return container.graph().tree()
+            ```
+        """
+        generation, planning = self._generation, self._standing.run.overrides.planning
+        plan = generation.plan
+        return graph_of(plan, planning.declarations(plan), generation.status)
 
     @overload
     def __getitem__(self, provider: type[T]) -> T: ...

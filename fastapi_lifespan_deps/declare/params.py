@@ -217,6 +217,14 @@ class Place:
     owner: Hashable
     parameter: str | int
 
+    def __str__(self) -> str:
+        owner = self.owner[0] if isinstance(self.owner, tuple) else self.owner
+        label = owner if isinstance(owner, str) else name_of(owner)
+        is_listed = isinstance(self.parameter, int)
+        return (
+            f"{label} dependencies[{self.parameter}]" if is_listed else f"{label}({self.parameter})"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Key:

@@ -22,6 +22,7 @@ from fastapi_lifespan_deps.declare.collect import Injection, declared
 from fastapi_lifespan_deps.declare.params import Key
 from fastapi_lifespan_deps.declare.plan import Node, OverridesProvider, Plan
 from fastapi_lifespan_deps.exceptions import LifespanDependencyError, name_of
+from fastapi_lifespan_deps.see.graph import Status
 
 from .instance import Instance
 from .tasks import call_soon
@@ -265,6 +266,18 @@ class Generation(dict[Injection, Callable[..., Any]]):
         if not instance.is_alive:
             raise stopped(key.provider)
         return instance.value
+
+    def status(self, node: Node) -> Status:
+        """What has become of a node."""
+        instance = self.instances.get(node)
+        if instance is None:
+            is_withdrawn = self.absent.get(node, Absence()).is_withdrawn
+            return "withdrawn" if is_withdrawn else "failed", None
+        if instance.died_of is not None:
+            return "dead", instance.start_seconds
+        if instance.is_alive:
+            return "running", instance.start_seconds
+        return "stopped" if instance.ended.is_set() else "stopping", instance.start_seconds
 
     @property
     def is_whole(self) -> bool:

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 
 import anyio
 
-from fastapi_lifespan_deps.declare.collect import Sources
-from fastapi_lifespan_deps.declare.plan import Overrides, OverridesProvider, Plan, Planner, Provider
+from fastapi_lifespan_deps.declare.plan import Overrides, OverridesProvider, Plan, Provider
+from fastapi_lifespan_deps.declare.planning import Planning
 from fastapi_lifespan_deps.events import Events
 from fastapi_lifespan_deps.exceptions import grouped
 
@@ -17,19 +17,10 @@ from .values import LiveValues
 class OverridesInForce:
     """Follows the overrides of an application, and of what is mounted in it."""
 
-    def __init__(
-        self,
-        provider: OverridesProvider,
-        sources: Sources,
-        live: LiveValues,
-        events: Events,
-        has_application: bool,
-    ) -> None:
-        self._provider = provider  # the application whose overrides its own routes follow
-        self._sources = sources
+    def __init__(self, planning: Planning, live: LiveValues, events: Events) -> None:
+        self.planning = planning
         self._events = events
         self._live = live
-        self._planner = Planner(has_application=has_application)
         self._task: DetachedTask[None] | None = None
         self._applying: Mapping[OverridesProvider, Overrides] | None = None
         # The overrides of the current generation; None while others are being applied.
@@ -57,7 +48,7 @@ class OverridesInForce:
         if instance is not None and not instance.start_over.is_set():
             return  # a provider that is starting sends the request: it would wait for itself
         while self.have_changed() and not live.supervisor.is_closing:
-            wanted = self._set_now()
+            wanted = self.planning.overrides()
             if self._applying is not None and not _are_all_same(self._applying, wanted):
                 for instance in live.pending.values():
                     instance.give_up_start()  # nobody wants it any more
@@ -108,31 +99,8 @@ class OverridesInForce:
 
     def plan(self) -> Plan:
         """Plan what is declared, under the overrides that are set now."""
-        overrides = self._set_now()
-        options = Planner().plan(self._sources.options(), {})
-        self._live.originals = plan = self._plan(
-            {overrides_provider: {} for overrides_provider in overrides}, options
-        )
-        if any(overrides.values()):
-            plan = self._plan(overrides, plan)
+        self._live.originals, plan = self.planning.plans()
         return plan
-
-    def _plan(
-        self, overrides: dict[OverridesProvider, Overrides], originals: Plan | None = None
-    ) -> Plan:
-        failures: list[Exception] = []
-        declarations = self._sources.declarations(overrides, failures)
-        plan = self._planner.plan(declarations, overrides, originals)
-        plan.errors += failures
-        return plan
-
-    def _set_now(self) -> dict[OverridesProvider, Overrides]:
-        providers = (source.overrides_provider for source in self._sources)
-        found = dict.fromkeys((self._provider, *(one for one in providers if one is not None)))
-        return {
-            overrides_provider: dict(overrides_provider.dependency_overrides)
-            for overrides_provider in found
-        }
 
 
 def _are_same(some: Overrides, others: Overrides | None) -> bool:

@@ -20,6 +20,7 @@ from fastapi_lifespan_deps.declare.doubts import doubts
 from fastapi_lifespan_deps.declare.options import in_seconds
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY, Key, Marker
 from fastapi_lifespan_deps.declare.plan import OverridesProvider
+from fastapi_lifespan_deps.declare.planning import Planning
 from fastapi_lifespan_deps.events import Events, Listener, check_listener
 from fastapi_lifespan_deps.exceptions import combined
 
@@ -98,9 +99,10 @@ class Run:
         self.events = Events(*options.listeners)
         self.live = LiveValues(application, self.events, concurrent=options.is_concurrent)
         self._sources = Sources()
-        self.overrides = OverridesInForce(
-            overrides_provider, self._sources, self.live, self.events, application is not None
+        planning = Planning(
+            overrides_provider, self._sources, has_application=application is not None
         )
+        self.overrides = OverridesInForce(planning, self.live, self.events)
         self.refresher = Refresher(self.live, self.overrides, self.events)
         self.loop = self.live.supervisor.tasks.loop
         self.thread = get_ident()

@@ -8,10 +8,13 @@ from typing import Any, Concatenate, TypeVar, Unpack
 
 from fastapi import APIRouter, FastAPI
 
+from fastapi_lifespan_deps.call.container import LifespanContainer
 from fastapi_lifespan_deps.call.view import View
+from fastapi_lifespan_deps.declare.planning import Planning
 from fastapi_lifespan_deps.events import LifespanEvent
 from fastapi_lifespan_deps.exceptions import LifespanDependencyError
 from fastapi_lifespan_deps.live.run import UNCHANGED, LifespanStart
+from fastapi_lifespan_deps.see.graph import LifespanGraph, graph_of
 
 from .options import FastAPIOptions
 from .routing import LifespanRouter
@@ -147,8 +150,42 @@ def lifespan_container(app: FastAPI) -> View:
             await lifespan_container(app).refresh(get_model)
         ```
     """
-    if isinstance(app.router, LifespanRouter):
-        return app.router.lifespan_container
+    return lifespan_router(app).lifespan_container
+
+
+def lifespan_graph(app: FastAPI | LifespanContainer) -> LifespanGraph:
+    """What an application, or a container by itself, would start, and what depends on what.
+
+    It is planned, from the routes that there are now, and under the overrides that are set now;
+    nothing is started. Routes that a `lifespan` function or a hook adds are not among them.
+    `View.graph` tells what runs.
+
+    Raises:
+        LifespanDependencyError: the application does not know the lifespan scope; or what the
+            start would raise: what is declared makes no sense.
+
+    Example:
+        ```python
+        print(lifespan_graph(app).mermaid())
+        ```
+    """
+    planning = planning_of(app)
+    plan = planning.checked()
+    return graph_of(plan, planning.declarations(plan))
+
+
+def planning_of(app: FastAPI | LifespanContainer) -> Planning:
+    """What plans that which an application or a container declares, and starts nothing."""
+    if isinstance(app, LifespanContainer):
+        return app._planning()
+    return lifespan_router(app).planning()
+
+
+def lifespan_router(app: FastAPI) -> LifespanRouter:
+    """The router of an application that knows the lifespan scope; raise for another one."""
+    router = getattr(app, "router", None)
+    if isinstance(router, LifespanRouter):
+        return router
     raise LifespanDependencyError(
         f'The application is a plain {type(app).__name__}, which does not know scope="lifespan". '
         "Make it a LifespanFastAPI, or call enable_lifespan_scope(app) before it starts."

@@ -24,10 +24,12 @@ from fastapi_lifespan_deps.declare.collect import (
     LifecycleFunction,
     ListedDependency,
     Source,
+    Sources,
     collect_routes,
     mounted_routers,
 )
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY
+from fastapi_lifespan_deps.declare.planning import Planning
 from fastapi_lifespan_deps.live.generation import Pin
 from fastapi_lifespan_deps.live.run import Leaving, Run, RunOptions, Runs
 from fastapi_lifespan_deps.live.values import LiveValues
@@ -60,6 +62,13 @@ class Host:
         routers = (hooked_router(part) for part in parts)
         known = {id(one) for one in (None, *self.hooked)}
         self.hooked += [one for one in routers if id(one) not in known]
+
+    def planning(self) -> Planning:
+        """What plans that which is declared by now, and starts nothing."""
+        sources = Sources()
+        sources.update(Lifecycle(self, None).sources(is_last=True), ())
+        application = self.router.dependency_overrides_provider
+        return Planning(application, sources, has_application=True)
 
 
 class Lifespan:
@@ -190,7 +199,7 @@ class Lifecycle:
             ]
             if self._outer is not None:
                 functions += self._own()
-            sources = (self._outer or self)._sources(is_last=is_last)
+            sources = (self._outer or self).sources(is_last=is_last)
             await self._run.start(sources, functions)
 
     def takes_in(self, host: Host) -> bool:
@@ -325,7 +334,8 @@ class Lifecycle:
             )
         return known
 
-    def _sources(self, *, is_last: bool) -> Iterator[Source]:
+    def sources(self, *, is_last: bool) -> Iterator[Source]:
+        """All that declares something in the application as it is now."""
         for source in collect_routes(self.host.router.dependency_overrides_provider):
             # an entry of a list for no route may yet get one, and then be that route's own
             if is_last or not isinstance(source, ListedDependency) or source.depends.use_cache:

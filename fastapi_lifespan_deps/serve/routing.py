@@ -14,6 +14,7 @@ from fastapi_lifespan_deps.call.inject import handlers_of
 from fastapi_lifespan_deps.call.order import Handler
 from fastapi_lifespan_deps.call.view import View
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY
+from fastapi_lifespan_deps.declare.planning import Planning
 from fastapi_lifespan_deps.exceptions import LifespanNotRunning, UnavailableLifespanDependency
 from fastapi_lifespan_deps.live.asking import Standing, serves_requests
 from fastapi_lifespan_deps.live.generation import Pin
@@ -192,6 +193,10 @@ class LifespanRouter(APIRouter):
         if "state" not in scope:
             scope["state"] = _NoState()
         await super().lifespan(scope, receive, send)
+
+    def planning(self) -> Planning:
+        """What plans that which the application declares, and starts nothing."""
+        return self._host.planning()
 
     @property
     def lifespan_container(self) -> View:

@@ -1,0 +1,1 @@
+"""See: what a person, or a machine, sees of what lives."""

@@ -1,0 +1,306 @@
+"""Graph: what is planned, or runs, and what depends on what. Plain data, shown in three ways."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fastapi_lifespan_deps.declare.plan import Declaration, Node, Plan
+from fastapi_lifespan_deps.exceptions import (
+    LifespanDependencyError,
+    draw_path,
+    location_of,
+    name_of,
+)
+
+# What a dependency of a graph is, at the moment: only planned, or what has become of it.
+LifespanState = Literal["planned", "running", "stopping", "stopped", "dead", "withdrawn", "failed"]
+
+# How many routes the title of a group names.
+MOST_NAMED = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LifespanNode:
+    """A lifespan dependency in a graph.
+
+    Attributes:
+        number: its place in the start order, from 1.
+        provider: the callable.
+        name: its qualified name.
+        where: its `file:line`, as far as it can be known.
+        depends_on: the numbers of what it takes, in the order of its parameters.
+        place: with `use_cache=False`, the place that it is for: `read_users(engine)`.
+        overrides: the name of what it overrides, if it does.
+        options: what its declarations give beyond the defaults, such as `refresh_every` in seconds.
+        way: one way from a route, or whatever declares it, to it; drawn, several lines.
+        state: `"planned"` where nothing was started. Of a container: `"running"`, then
+            `"stopping"`, then `"stopped"`; `"dead"`, for it, or what it depends on, has ended by
+            itself; `"withdrawn"` while it is replaced; `"failed"`, for it could not be started.
+        start_seconds: how long its start took; None while it has not started.
+    """
+
+    number: int
+    provider: Callable[..., Any] = field(repr=False)
+    name: str
+    where: str
+    depends_on: tuple[int, ...] = ()
+    place: str | None = None
+    overrides: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    way: str = field(default="", repr=False)
+    state: LifespanState = "planned"
+    start_seconds: float | None = None
+
+    def __str__(self) -> str:
+        texts = [f"{self.number}. {self.name}", self.where]
+        if self.place is not None:
+            texts.append(f"for {self.place}")
+        if self.overrides is not None:
+            texts.append(f"overrides {self.overrides}")
+        texts += [f"{name}={value}" for name, value in self.options.items()]
+        if self.state != "planned":
+            texts.append(self.state)
+        if self.start_seconds is not None:
+            texts.append(f"started in {self.start_seconds:.2f} s")
+        return "  ".join(texts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LifespanUser:
+    """A route, a hook or a function that declares lifespan dependencies.
+
+    Attributes:
+        label: what it is called: `GET /users`.
+        where: its `file:line`, as far as it can be known.
+        needs: the numbers of the dependencies that it declares, by way of request-style ones, too.
+    """
+
+    label: str
+    where: str
+    needs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LifespanGraph:
+    """The lifespan dependencies of an application or a container, and what depends on what.
+
+    Plain data, made at one moment, which holds no value of a dependency. `str(graph)` draws it as
+    a tree.
+
+    Attributes:
+        nodes: the dependencies, in start order.
+        users: the routes, hooks and functions that declare some, in the order of the routes.
+
+    Example:
+        ```python
+        def test_what_starts() -> None:
+            names = [node.name for node in lifespan_graph(app).nodes]
+            assert names == ["get_settings", "get_pool", "get_model"]
+        ```
+    """
+
+    nodes: tuple[LifespanNode, ...] = ()
+    users: tuple[LifespanUser, ...] = ()
+
+    def __str__(self) -> str:
+        return self.tree()
+
+    def tree(self, *, routes: bool = False) -> str:
+        """Draw it as text: below each dependency what it depends on.
+
+        Args:
+            routes: begin with what declares them.
+        """
+        lines: list[str] = []
+        drawn: set[int] = set()
+        if routes:
+            for user in self.users:
+                lines.append(f"{user.label}  {user.where}".rstrip())
+                lines += self._branches(user.needs, "", drawn)
+            return "\n".join(lines)
+        inner = {number for node in self.nodes for number in node.depends_on}
+        for node in self.nodes:
+            if node.number not in inner:
+                drawn.add(node.number)
+                lines += [str(node), *self._branches(node.depends_on, "", drawn)]
+        return "\n".join(lines)
+
+    def _branches(self, numbers: Iterable[int], indent: str, drawn: set[int]) -> Iterator[str]:
+        numbers = list(numbers)
+        for number in numbers:
+            is_last = number == numbers[-1]
+            node = self.nodes[number - 1]
+            line = f"{indent}{'└─' if is_last else '├─'} "
+            if number in drawn:
+                yield f"{line}{number}. {node.name} (above)"
+                continue
+            drawn.add(number)
+            yield f"{line}{node}"
+            yield from self._branches(
+                node.depends_on, indent + ("   " if is_last else "│  "), drawn
+            )
+
+    def mermaid(self) -> str:
+        """Draw it as a Mermaid flowchart, which GitHub and documentation sites show as a picture.
+
+        An arrow goes from a dependency to what it depends on. What the same routes need is in one
+        box.
+        """
+        lines = ["flowchart TD"]
+        for users, nodes in self._groups().items():
+            boxes = [f'{_id(node)}["{_escaped(_label(node))}"]' for node in nodes]
+            if len(nodes) == 1 or len(users) == len(self.users):
+                lines += [f"    {box}" for box in boxes]
+            else:
+                title = _escaped(_listed([self.users[index].label for index in users]))
+                lines.append(f'    subgraph g{nodes[0].number}["{title}"]')
+                lines += [f"        {box}" for box in boxes]
+                lines.append("    end")
+        for node in self.nodes:
+            lines += [f"    {_id(node)} --> n{number}" for number in node.depends_on]
+        return "\n".join(lines)
+
+    def _groups(self) -> dict[tuple[int, ...], list[LifespanNode]]:
+        """The nodes by the users that reach them."""
+        reached: dict[int, list[int]] = {node.number: [] for node in self.nodes}
+        for index, user in enumerate(self.users):
+            for number in self._below(user.needs):
+                reached[number].append(index)
+        groups: dict[tuple[int, ...], list[LifespanNode]] = {}
+        for node in self.nodes:
+            groups.setdefault(tuple(reached[node.number]), []).append(node)
+        return groups
+
+    def _below(self, numbers: Iterable[int]) -> set[int]:
+        found: set[int] = set()
+        left = list(numbers)
+        while left:
+            number = left.pop()
+            if number not in found:
+                found.add(number)
+                left += self.nodes[number - 1].depends_on
+        return found
+
+    def why(self, provider: Callable[..., Any] | str) -> str:
+        """Say why something is started: a way to it, and what else needs it. Several lines.
+
+        Args:
+            provider: the callable, or its name.
+
+        Raises:
+            LifespanDependencyError: nothing declares it.
+        """
+        found = [node for node in self.nodes if provider in (node.provider, node.name)]
+        if not found:
+            known = ", ".join(dict.fromkeys(node.name for node in self.nodes)) or "there is none"
+            name = provider if isinstance(provider, str) else name_of(provider)
+            raise LifespanDependencyError(
+                f"`{name}` is no lifespan dependency here. Give one that is declared: {known}."
+            )
+        texts = []
+        for node in found:
+            users = [user.label for user in self.users if node.number in self._below(user.needs)]
+            texts.append(f"{node}\n\n{node.way}\n\nNeeded by {_listed(users, 10)}.")
+        return "\n\n".join(texts)
+
+    def json(self) -> str:
+        """Write it as JSON, with a version: fields may be added to it, others change it."""
+        return json.dumps(
+            {
+                "version": 1,
+                "dependencies": [
+                    {
+                        "number": node.number,
+                        "name": node.name,
+                        "where": node.where,
+                        "depends_on": node.depends_on,
+                        "place": node.place,
+                        "overrides": node.overrides,
+                        "options": node.options,
+                        "state": node.state,
+                        "start_seconds": node.start_seconds,
+                    }
+                    for node in self.nodes
+                ],
+                "users": [
+                    {"label": user.label, "where": user.where, "needs": user.needs}
+                    for user in self.users
+                ],
+            },
+            indent=2,
+        )
+
+
+# What has become of a node, and how long its start took.
+Status = tuple[LifespanState, float | None]
+
+
+def graph_of(
+    plan: Plan,
+    declarations: Iterable[Declaration],
+    status: Callable[[Node], Status] = lambda node: ("planned", None),
+) -> LifespanGraph:
+    """The graph of a plan, of which this is declared, where the nodes have this status."""
+    numbers = {node: number for number, node in enumerate(plan.nodes, 1)}
+    overrides: dict[Node, str] = {}
+    for (_, key), found in plan.resolved.items():
+        if isinstance(found, Node) and found.provider is not key.provider:
+            overrides[found] = name_of(key.provider)
+    options: dict[Any, dict[str, Any]] = {}
+    for (provider, option), declared in plan.options.items():
+        value = name_of(declared.value) if callable(declared.value) else declared.value
+        options.setdefault(provider, {})[option] = value
+    nodes = []
+    for node, path in plan.nodes.items():
+        state, seconds = status(node)
+        nodes.append(
+            LifespanNode(
+                number=numbers[node],
+                provider=node.provider,
+                name=name_of(node.provider),
+                where=location_of(node.provider),
+                depends_on=tuple(dict.fromkeys(numbers[one] for one in node.dependencies)),
+                place=None if node.place is None else str(node.place),
+                overrides=overrides.get(node),
+                options=options.get(node.provider, {}),
+                way=draw_path(path),
+                state=state,
+                start_seconds=seconds,
+            )
+        )
+    return LifespanGraph(nodes=tuple(nodes), users=tuple(_users(plan, declarations, numbers)))
+
+
+def _users(
+    plan: Plan, declarations: Iterable[Declaration], numbers: Mapping[Node, int]
+) -> Iterator[LifespanUser]:
+    needs: dict[tuple[str, Any], dict[int, None]] = {}
+    for overrides_provider, key, path in declarations:
+        found = None if key is None else plan.resolved.get((overrides_provider, key))
+        if isinstance(found, Node):
+            top = path[0]
+            needs.setdefault((top.label, top.call), {})[numbers[found]] = None
+    for (label, call), found_numbers in needs.items():
+        where = "" if call is None else location_of(call)
+        yield LifespanUser(label=label, where=where, needs=tuple(found_numbers))
+
+
+def _id(node: LifespanNode) -> str:
+    return f"n{node.number}"
+
+
+def _label(node: LifespanNode) -> str:
+    return f"{node.number}. {node.name}\n{node.where}"
+
+
+def _escaped(text: str) -> str:
+    for character, entity in {"#": "#35;", '"': "#quot;", "<": "#lt;", ">": "#gt;"}.items():
+        text = text.replace(character, entity)
+    return text.replace("\n", "<br>")
+
+
+def _listed(labels: list[str], most: int = MOST_NAMED) -> str:
+    if len(labels) <= most + 1:
+        return ", ".join(labels) or "nothing that is known"
+    return f"{', '.join(labels[:most])} and {len(labels) - most} others"
