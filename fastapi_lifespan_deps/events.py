@@ -119,6 +119,14 @@ def check_listener(listener: object) -> None:
         )
 
 
+def fields(kind: str, provider: Callable[..., Any] | None, **others: object) -> dict[str, object]:
+    """The `extra` of a log record: what a structured log has beside the message."""
+    found = {"lifespan_event": kind, **others}
+    if provider is not None:
+        found |= {"dependency": name_of(provider), "where": location_of(provider)}
+    return found
+
+
 # How the log says it: a level, and a message of the event's attributes.
 _MESSAGES = {
     "starting": (logging.DEBUG, "Starting `%(name)s`"),
@@ -143,10 +151,12 @@ _EXPLAINED = ("drain_slow", "drain_timed_out")  # whose error is a part of the m
 def log(event: LifespanEvent) -> None:
     """Write an event to the log. An error that somebody is told of by himself is left out."""
     if event.kind == "overrides_applied" and event.error is not None:
-        logger.error("A dependency override is not valid", exc_info=event.error)
+        extra = fields(event.kind, event.provider, seconds=event.seconds)
+        logger.error("A dependency override is not valid", exc_info=event.error, extra=extra)
     if event.kind not in _MESSAGES or event.is_raised:
         return
     level, message = _MESSAGES[event.kind]
     error = None if event.kind in _EXPLAINED else event.error
-    fields = {"name": event.name, "seconds": event.seconds, "error": event.error}
-    logger.log(level, message, fields, exc_info=error)
+    texts = {"name": event.name, "seconds": event.seconds, "error": event.error}
+    extra = fields(event.kind, event.provider, seconds=event.seconds)
+    logger.log(level, message, texts, exc_info=error, extra=extra)

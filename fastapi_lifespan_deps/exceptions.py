@@ -289,8 +289,8 @@ def location_of(call: object) -> str:
             found = type(found)
         code = getattr(found, "__code__", None)
         if code is not None:
-            return f"{_relative(code.co_filename)}:{code.co_firstlineno}"
-        return f"{_relative(inspect.getfile(found))}{_line_of(found)}"
+            return f"{relative(code.co_filename)}:{code.co_firstlineno}"
+        return f"{relative(inspect.getfile(found))}{_line_of(found)}"
     except Exception:  # written in C, at a prompt, or it answers what it likes
         return "built in"
 
@@ -319,7 +319,7 @@ def draw_path(path: Sequence[Step]) -> str:
     )
 
 
-def _relative(file: str) -> str:
+def relative(file: str) -> str:
     """A short name for a file below the current directory."""
     try:
         return file.removeprefix(os.getcwd() + os.sep)

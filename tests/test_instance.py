@@ -415,7 +415,8 @@ async def test_each_step_is_logged_for_those_who_wait_for_a_dependency_that_hang
         async with app.router.lifespan_context(app):
             pass
     name = get_pool.__qualname__
-    logged = [record.getMessage() for record in caplog.records if name in record.getMessage()]
+    steps = [record for record in caplog.records if record.levelno == logging.DEBUG]
+    logged = [record.getMessage() for record in steps if name in record.getMessage()]
     assert logged == [f"{step} `{name}`" for step in ("Starting", "Started", "Stopping", "Stopped")]
 
 

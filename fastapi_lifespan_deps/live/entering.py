@@ -25,6 +25,7 @@ from anyio import (
 )
 
 from fastapi_lifespan_deps._compat import Kind
+from fastapi_lifespan_deps.see.frames import above, awaiting, called_by, line_of
 
 from .tasks import finished
 
@@ -38,11 +39,35 @@ def entered(
     give its memory back; and nothing is between the provider and who enters it, for contextlib's
     own managers lose an exception that is frozen.
     """
-    run = partial(in_thread, OneContext(), limiter=threads, goes_on=True)
     if kind is Kind.ASYNC_GENERATOR:
         context: AbstractAsyncContextManager[Any] = _context(call(), asynccontextmanager)
         return context
-    return _InThread(call, run) if kind is Kind.GENERATOR else _Called(call, kind, run)
+    return (_InThread if kind is Kind.GENERATOR else _Called)(call, kind, threads)
+
+
+def position_of(context: object, provider: Callable[..., Any], loop_thread: int) -> str:
+    """What a provider does that is entered, or left: `waits at app/db.py:9`; "" if nobody knows.
+
+    May be asked in any thread, and goes on meanwhile.
+    """
+    thread = context.thread if isinstance(context, _Apart) else None
+    if thread is not None:
+        frames = called_by(thread, OneContext.__call__.__code__)
+        return f"runs at {line_of(frames, provider)}" if frames else ""
+    if isinstance(context, _Apart):
+        return position_in_loop(context.coroutine, provider, loop_thread) or "waits for a thread"
+    # contextlib's own managers have their generator there
+    return position_in_loop(getattr(context, "gen", None), provider, loop_thread)
+
+
+def position_in_loop(awaited: object, provider: Callable[..., Any], loop_thread: int) -> str:
+    """The same of a coroutine or a generator that an event loop runs."""
+    frames = list(awaiting(awaited))
+    if not frames:
+        return ""
+    running = above(loop_thread, lambda frame: frame is frames[0])
+    verb = "runs" if running else "waits"
+    return f"{verb} at {line_of(running or frames, provider)}"
 
 
 class OneContext:
@@ -53,27 +78,50 @@ class OneContext:
 
     def __init__(self) -> None:
         self._context: Context | None = None
+        self.thread: int | None = None  # while it runs in one
 
     def __call__(self, call: Callable[..., Any], *arguments: Any) -> Any:
         if self._context is None:
             self._context = copy_context()
-        return self._context.run(call, *arguments)
+        self.thread = threading.get_ident()
+        try:
+            return self._context.run(call, *arguments)
+        finally:
+            self.thread = None
 
 
-class _Called(AbstractAsyncContextManager[Any]):
-    """A function that has nothing to do at the end."""
+class _Apart(AbstractAsyncContextManager[Any]):
+    """A provider that is called apart from who enters it: in threads, or as a coroutine."""
 
-    def __init__(self, call: Callable[[], Any], kind: Kind, run: Callable[..., Any]) -> None:
+    def __init__(self, call: Callable[[], Any], kind: Kind, threads: CapacityLimiter) -> None:
         self._call = call
         self._kind = kind
-        self._run = run
+        self._one_context = OneContext()
+        self._run = partial(in_thread, self._one_context, limiter=threads, goes_on=True)
+        self.coroutine: Any = None  # that is awaited now
+
+    @property
+    def thread(self) -> int | None:
+        """The thread in which it runs now."""
+        return self._one_context.thread
+
+
+class _Called(_Apart):
+    """A function that has nothing to do at the end."""
 
     async def __aenter__(self) -> Any:
         if self._kind is Kind.COROUTINE:
-            return await self._call()
+            return await self._awaited(self._call())
         value = await self._run(self._call)
         # a lambda around an async function, say: a coroutine is of no use to many requests
-        return await value if iscoroutine(value) else value
+        return await self._awaited(value) if iscoroutine(value) else value
+
+    async def _awaited(self, coroutine: Any) -> Any:
+        self.coroutine = coroutine
+        try:
+            return await coroutine
+        finally:
+            self.coroutine = None
 
     async def __aexit__(self, *exc_info: object) -> None: ...
 
@@ -109,12 +157,8 @@ def explanation(error: BaseException, kind: Kind) -> str:
     return ""
 
 
-class _InThread(AbstractAsyncContextManager[Any]):
+class _InThread(_Apart):
     """A generator function that is entered and left in worker threads."""
-
-    def __init__(self, call: Callable[[], Any], run: Callable[..., Any]) -> None:
-        self._call = call
-        self._run = run
 
     async def __aenter__(self) -> Any:
         self._context = _context(await self._run(self._call), contextmanager)

@@ -1,9 +1,9 @@
 """Start and stop: one live value, and the one task that owns it."""
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -21,9 +21,10 @@ from fastapi_lifespan_deps.exceptions import (
     location_of,
     name_of,
 )
+from fastapi_lifespan_deps.see.watch import Watch
 
-from .entering import entered, explanation
-from .tasks import finished
+from .entering import entered, explanation, position_of
+from .tasks import Tasks, finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class Supervision(Protocol):
     """What an instance needs of its supervisor, who is further down the data flow."""
 
     events: Events
+    watch: Watch
+    tasks: Tasks
     threads: CapacityLimiter
     retired: "set[Instance]"
     kept: MutableMapping[Any, Any]
@@ -53,6 +56,18 @@ class Supervision(Protocol):
     def failed_to_start(self, instance: "Instance", /) -> None: ...
     def died(self, instance: "Instance", /) -> None: ...
     def ended(self, instance: "Instance", /) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Scopes:
+    """What cuts off an instance.
+
+    Both are opened before the provider is entered and closed after it was left: a provider may
+    open scopes of its own, and scopes must nest.
+    """
+
+    start: CancelScope = field(default_factory=CancelScope)  # no effect when it has started
+    life: CancelScope = field(default_factory=CancelScope)  # then a shield
 
 
 class Instance:
@@ -78,14 +93,20 @@ class Instance:
         self._supervisor = supervisor
         self._stop = Event()
         self._since: float | None = None  # when it began to start, or to stop
-        # Both are opened before the provider is entered and closed after it was left: a
-        # provider may open scopes of its own, and scopes must nest.
-        self._start_scope = CancelScope()  # cancelled to cut off a start; no effect afterwards
-        self._life_scope = CancelScope()  # shields what started from every cancellation around it
+        self._context: AbstractAsyncContextManager[Any] | None = None  # while it is entered
+        self._scopes = _Scopes()
 
     @property
     def node(self) -> Node:
         return self.recipe.node
+
+    @property
+    def provider(self) -> Callable[..., Any]:
+        return self.node.provider
+
+    def position(self) -> str:
+        """What the provider does just now, for whoever watches it: see `position_of`."""
+        return position_of(self._context, self.provider, self._supervisor.tasks.thread)
 
     @property
     def dependencies(self) -> list["Instance"]:
@@ -111,25 +132,29 @@ class Instance:
         provider, events = self.node.provider, self._supervisor.events
         current_instance.set(self)
         try:
-            with self._start_scope, self._life_scope:
+            with self._scopes.start, self._scopes.life:
                 await self._until_dependencies_started()
                 began = self._since = current_time()
                 if self.recipe.start_timeout is not None:
-                    self._start_scope.deadline = began + self.recipe.start_timeout
+                    self._scopes.start.deadline = began + self.recipe.start_timeout
                 events.tell("starting", provider)
-                async with self._entered() as self.value:
+                self._supervisor.watch.begin(self, "start")
+                self._context = self._entered()
+                async with self._context as self.value:
                     check_value(provider, self.value)
-                    self._life_scope.shield = True
+                    self._scopes.life.shield = True
                     self.start_seconds = current_time() - began
+                    self._supervisor.watch.end(self, is_done=True)
                     self.start_over.set()
                     events.tell("started", provider, seconds=self.start_seconds)
                     try:
                         await self._until_stopped()
                     finally:
                         self.value = None
+                        self._supervisor.watch.begin(self, "stop")
                         self._since = current_time()
                         if self.recipe.stop_timeout is not None:
-                            self._life_scope.deadline = self._since + self.recipe.stop_timeout
+                            self._scopes.life.deadline = self._since + self.recipe.stop_timeout
                     events.tell("stopping", provider)
         except _DependencyFailed as error:
             self.error, self.given_up = error.failure, False
@@ -139,6 +164,8 @@ class Instance:
             add_note(error, f"{note}. {explanation(error, how_to_call(provider))}".rstrip(". "))
             self.error = error
         finally:
+            self._context = None
+            self._supervisor.watch.end(self, is_done=self.started and self.error is None)
             self._note_timeout()
             self.end()
 
@@ -178,10 +205,10 @@ class Instance:
 
     def _note_timeout(self) -> None:
         if not self.started:
-            cut_off = self._start_scope.cancel_called and not self.given_up
+            cut_off = self._scopes.start.cancel_called and not self.given_up
             step, seconds = "start", self.recipe.start_timeout
         else:
-            cut_off = self._life_scope.cancel_called
+            cut_off = self._scopes.life.cancel_called
             step, seconds = "stop", self.recipe.stop_timeout
         if cut_off and seconds is not None:
             cause = self.error if isinstance(self.error, Exception) else None
@@ -222,7 +249,7 @@ class Instance:
         """Cancel the start. If it got as far as its value, it counts as started nevertheless."""
         if not self.start_over.is_set():
             self.given_up = True
-            self._start_scope.cancel()
+            self._scopes.start.cancel()
 
     def ask_to_stop(self) -> None:
         """Let the code after `yield` run, once what depends on it has ended."""

@@ -23,10 +23,13 @@ from fastapi_lifespan_deps.declare.plan import OverridesProvider
 from fastapi_lifespan_deps.declare.planning import Planning
 from fastapi_lifespan_deps.events import Events, Listener, check_listener
 from fastapi_lifespan_deps.exceptions import combined
+from fastapi_lifespan_deps.see.summary import Summary
+from fastapi_lifespan_deps.see.watch import Watch
 
 from .generation import Generation, Pin
 from .overrides import OverridesInForce
 from .refresh import Refresher
+from .supervisor import Supervisor
 from .tasks import current_loop, this_process
 from .values import LiveValues
 
@@ -97,7 +100,13 @@ class Run:
         self.overrides_provider = overrides_provider
         self._binder = binder
         self.events = Events(*options.listeners)
-        self.live = LiveValues(application, self.events, concurrent=options.is_concurrent)
+        supervisor = Supervisor(
+            self.events, Watch(options.slow_after), concurrent=options.is_concurrent
+        )
+        self.live = LiveValues(application, supervisor)
+        self.events.listen(
+            Summary(lambda: self.live.instances.values(), is_concurrent=options.is_concurrent)
+        )
         self._sources = Sources()
         planning = Planning(
             overrides_provider, self._sources, has_application=application is not None
@@ -105,7 +114,7 @@ class Run:
         self.overrides = OverridesInForce(planning, self.live, self.events)
         self.refresher = Refresher(self.live, self.overrides, self.events)
         self.loop = self.live.supervisor.tasks.loop
-        self.thread = get_ident()
+        self.thread = self.live.supervisor.tasks.thread
         self._is_trio = not isinstance(self.loop, AbstractEventLoop)
         # whether the event loop is running; if that is in our thread, we are in it (trio: always)
         self.is_running: Callable[[], bool] = getattr(self.loop, "is_running", lambda: True)

@@ -12,6 +12,7 @@ from anyio import CancelScope, CapacityLimiter, Event, get_cancelled_exc_class, 
 
 from fastapi_lifespan_deps.events import Events
 from fastapi_lifespan_deps.exceptions import combined, name_of
+from fastapi_lifespan_deps.see.watch import Watch
 
 from .instance import Instance
 from .tasks import Tasks, finished
@@ -30,8 +31,9 @@ class ApplicationStops(RuntimeError):
 class Supervisor:
     """Starts the instances of a run, and stops them in reverse, whatever happens."""
 
-    def __init__(self, events: Events, *, concurrent: bool) -> None:
+    def __init__(self, events: Events, watch: Watch, *, concurrent: bool) -> None:
         self.events = events
+        self.watch = watch
         # What has begun and not ended, in start order, each with its number in that order.
         self.instances: dict[Instance, int] = {}
         self._numbers = itertools.count()
@@ -59,6 +61,13 @@ class Supervisor:
 
         With `all_or_none`, the first that fails gives up those that have not started yet.
         """
+        self.watch.begin_several()
+        try:
+            await self._start(instances, all_or_none=all_or_none)
+        finally:
+            self.watch.end_several()
+
+    async def _start(self, instances: list[Instance], *, all_or_none: bool) -> None:
         for instance in instances:
             if self.is_closing:
                 name = name_of(instance.node.provider)
@@ -193,7 +202,13 @@ class Supervisor:
                 await self._stop(list(self.instances))
 
     async def _stop(self, instances: list[Instance]) -> None:
-        order = instances[::-1]
+        self.watch.begin_several()
+        try:
+            await self._stop_all(instances[::-1])
+        finally:
+            self.watch.end_several()
+
+    async def _stop_all(self, order: list[Instance]) -> None:
         if self._concurrent:  # each waits for its dependents by itself
             for instance in order:
                 instance.ask_to_stop()

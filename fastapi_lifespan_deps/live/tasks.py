@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
+from threading import get_ident
 from typing import Any, Generic, TypeVar
 
 from anyio import CancelScope, Event, get_cancelled_exc_class
@@ -40,6 +41,7 @@ class Tasks:
 
     def __init__(self) -> None:
         self.loop = current_loop()
+        self.thread = get_ident()
         self.process = this_process.token
         self._spawned: set[asyncio.Task[None]] = set()
         self._detached: set[DetachedTask[Any]] = set()

@@ -12,7 +12,6 @@ from fastapi_lifespan_deps.absence import Absence
 from fastapi_lifespan_deps.declare.collect import Injection
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY
 from fastapi_lifespan_deps.declare.plan import Node, Plan, Provider
-from fastapi_lifespan_deps.events import Events
 from fastapi_lifespan_deps.exceptions import combined
 
 from .generation import Generation, Pin
@@ -28,10 +27,10 @@ class LiveValues:
     made of what is missing, and then one new generation becomes current.
     """
 
-    def __init__(self, application: Any, events: Events, *, concurrent: bool) -> None:
+    def __init__(self, application: Any, supervisor: Supervisor) -> None:
         self._application = application  # what a provider gets that takes the application
         self.phase: Literal["starting", "serving", "stopping"] = "starting"
-        self.supervisor = Supervisor(events, concurrent=concurrent)
+        self.supervisor = supervisor
         self.current = Generation(Plan({}), {}, {})
         self.holdings = Holdings()
         self.originals = Plan({})  # in force without overrides: kept to the end

@@ -4,15 +4,12 @@ import contextlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
     asynccontextmanager,
 )
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import anyio
 from fastapi import APIRouter
@@ -33,8 +30,10 @@ from fastapi_lifespan_deps.declare.planning import Planning
 from fastapi_lifespan_deps.live.generation import Pin
 from fastapi_lifespan_deps.live.run import Leaving, Run, RunOptions, Runs
 from fastapi_lifespan_deps.live.values import LiveValues
+from fastapi_lifespan_deps.see.watch import Step, Watch
 
 from .binding import Binder
+from .own_code import OwnCode, Stack, Synchronous, Watched
 
 Hook = Callable[..., Any]
 
@@ -121,55 +120,6 @@ class Lifespan:
             del failure  # see `Supervisor.close`
 
 
-class Stack:
-    """Contexts that were entered, left in reverse; as contextlib's, but for frozen exceptions."""
-
-    def __init__(self) -> None:
-        self._entered: list[AbstractAsyncContextManager[Any]] = []
-
-    async def enter_async_context(self, context: AbstractAsyncContextManager[Any]) -> Any:
-        value = await context.__aenter__()
-        self._entered.append(context)
-        return value
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, kind: object, error: BaseException | None, _: object) -> bool:
-        left = error
-        for context in reversed(self._entered):
-            try:
-                traceback = None if left is None else left.__traceback__
-                if await context.__aexit__(left and type(left), left, traceback):
-                    left = None
-            except BaseException as raised:
-                left = raised
-        if left is not None and left is not error:
-            try:
-                raise left
-            finally:
-                del left, error  # see `Supervisor.close`
-        return left is None and error is not None
-
-
-class _Synchronous(AbstractAsyncContextManager[Any]):
-    """A context manager that is entered and left in the event loop."""
-
-    def __init__(self, context: AbstractContextManager[Any]) -> None:
-        self._context = context
-
-    async def __aenter__(self) -> Any:
-        return self._context.__enter__()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
-        return self._context.__exit__(kind, error, traceback)
-
-
 async def _release(live: LiveValues, pin: Pin) -> None:
     live.release(pin)
 
@@ -250,7 +200,7 @@ class Lifecycle:
                 await self.start(is_last=True)  # what it has added
             yield state
 
-    async def enter(self, parts: list[Any], app: Any, stack: "Stack") -> Mapping[str, Any] | None:
+    async def enter(self, parts: list[Any], app: Any, stack: Stack) -> Mapping[str, Any] | None:
         """Enter parts of a merged lifespan, and give the state that they yield."""
         state: Mapping[str, Any] | None = None
         token, outer, task = _entering.set(self), self._later, self._task
@@ -275,11 +225,11 @@ class Lifecycle:
     def _leaving(self, hooks: Callable[[], list[Hook]]) -> Leaving:
         return Leaving(self._run, lambda: self._calls(SHUTDOWN, hooks()))
 
-    async def _enter_function(self, part: Any, app: Any, stack: "Stack") -> Any:
+    async def _enter_function(self, part: Any, app: Any, stack: Stack) -> Any:
         """Enter a lifespan function, given the application and the values that it declares."""
         function = self._function(part, passed=1)
         if self._run is None or not function.injection.parameters:
-            return await stack.enter_async_context(part(app))
+            return await self._enter(stack, part, part(app))
         live = self._run.live
         pin = live.pin(function.injection)
         await stack.enter_async_context(Leaving(self._run, lambda: [partial(_release, live, pin)]))
@@ -287,8 +237,11 @@ class Lifecycle:
         generator = inspect.unwrap(part)
         if inspect.isgeneratorfunction(generator):  # FastAPI's wrapper takes the application alone
             context = contextlib.contextmanager(generator)(app, **values)
-            return await stack.enter_async_context(_Synchronous(context))
-        return await stack.enter_async_context(part(app, **values))
+            return await self._enter(stack, part, Synchronous(context))
+        return await self._enter(stack, part, part(app, **values))
+
+    async def _enter(self, stack: Stack, part: Any, context: Any) -> Any:
+        return await stack.enter_async_context(Watched(OwnCode(part, self._watch), context))
 
     async def _start_up(self, hooks: list[Hook]) -> None:
         last = [hook for index, hook in enumerate(hooks) if hook not in hooks[index + 1 :]]
@@ -307,14 +260,17 @@ class Lifecycle:
         for hook in hooks:
             if hook not in done:
                 done.append(hook)
-                yield partial(self._call_hook, hook)
+                yield partial(self._call_hook, kind, hook)
 
-    async def _call_hook(self, hook: Hook) -> None:
-        # As in FastAPI, a synchronous hook runs in the event loop.
+    async def _call_hook(self, kind: str, hook: Hook) -> None:
         run = self._run
-        result = hook() if run is None else run.current[self._function(hook).injection]()
-        if is_async_callable(hook):
-            await result
+        call = hook if run is None else run.current[self._function(hook).injection]
+        step: Step = "start" if kind == STARTUP else "stop"
+        await OwnCode(hook, self._watch).call(step, call, is_async=is_async_callable(hook))
+
+    @property
+    def _watch(self) -> Watch | None:
+        return None if self._run is None else self._run.live.supervisor.watch
 
     def _without_place(self, kind: str) -> list[Hook]:
         """The hooks that no default lifespan runs: FastAPI drops them."""

@@ -1,0 +1,147 @@
+"""Watch: say what starts, or stops, for too long, and at which line.
+
+From a thread of its own: the event loop may be what is blocked.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from fastapi_lifespan_deps.events import fields, logger
+from fastapi_lifespan_deps.exceptions import location_of, name_of
+
+Step = Literal["start", "stop"]
+DOING = {"start": "starting", "stop": "stopping"}
+DONE = {"start": "started", "stop": "stopped"}
+
+
+class Watched(Protocol):
+    """What can be watched while it starts, and while it stops."""
+
+    @property
+    def provider(self) -> Callable[..., Any]: ...
+
+    def position(self) -> str:
+        """What it does just now, from any thread: `waits at app/db.py:9`; "" if nobody knows."""
+        ...
+
+
+@dataclass(slots=True)
+class Stage:
+    """A start or a stop, while it lasts."""
+
+    step: Step
+    since: float
+    due: float  # when to warn next
+    is_slow: bool = False
+
+
+class Watch:
+    """Warns of what takes longer than `slow_after` seconds; again at twice that time, four times, …
+
+    Its thread is there only while something starts or stops.
+    """
+
+    def __init__(self, slow_after: float | None) -> None:
+        self._slow_after = math.inf if slow_after is None else slow_after
+        self._stages: dict[Watched, Stage] = {}
+        self._several = 0  # how many wait for several starts or stops: more may come
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, one: Watched, step: Step) -> None:
+        """Watch a start or a stop from now on."""
+        now = time.monotonic()
+        with self._changed:
+            self._stages[one] = Stage(step, now, now + self._slow_after)
+            self._keep_thread()
+
+    def end(self, one: Watched, *, is_done: bool) -> None:
+        """Watch it no more: it has started or stopped; or, if it is not done, has failed to."""
+        with self._changed:
+            stage = self._stages.pop(one, None)
+            self._let_thread_go()
+        if stage is not None and stage.is_slow and is_done:
+            seconds = round(time.monotonic() - stage.since, 1)
+            done = DONE[stage.step]
+            logger.warning(
+                "`%s` %s after %.1f s",
+                name_of(one.provider),
+                done,
+                seconds,
+                extra=fields(done, one.provider, seconds=seconds),
+            )
+
+    def begin_several(self) -> None:
+        """Keep the thread from now on, for one start or stop after the other."""
+        with self._changed:
+            self._several += 1
+            self._keep_thread()
+
+    def end_several(self) -> None:
+        """The end of what `begin_several` has begun."""
+        with self._changed:
+            self._several -= 1
+            self._let_thread_go()
+
+    def under_way(self) -> list[tuple[Watched, Step, float]]:
+        """What starts or stops just now, and for how many seconds it has; in any thread."""
+        with self._changed:
+            stages = [*self._stages.items()]
+        now = time.monotonic()
+        return [(one, stage.step, now - stage.since) for one, stage in stages]
+
+    def _keep_thread(self) -> None:
+        if self._thread is None and self._slow_after < math.inf:
+            thread = threading.Thread(target=self._watch, name="slow starts", daemon=True)
+            with suppress(RuntimeError):  # there may be no room for one
+                thread.start()
+            self._thread = thread
+
+    def _let_thread_go(self) -> None:
+        if not (self._several or self._stages):
+            self._thread = None
+            self._changed.notify_all()
+
+    def _watch(self) -> None:
+        """The body of the thread."""
+        while late := self._wait():
+            for one, stage in late:
+                self._warn(one, stage)
+
+    def _warn(self, one: Watched, stage: Stage) -> None:
+        seconds, position = self._passed(stage), one.position()
+        logger.warning(
+            "`%s` (%s) has been %s for %g s%s",
+            name_of(one.provider),
+            location_of(one.provider),
+            DOING[stage.step],
+            seconds,
+            position and f"; it {position}",
+            extra=fields(f"{stage.step}_slow", one.provider, seconds=seconds, position=position),
+        )
+
+    def _wait(self) -> list[tuple[Watched, Stage]]:
+        """Wait until something takes too long, and give it; nothing when there is nothing left."""
+        with self._changed:
+            while self._thread is threading.current_thread():
+                now = time.monotonic()
+                late = [(one, stage) for one, stage in self._stages.items() if stage.due <= now]
+                for _, stage in late:
+                    stage.is_slow = True
+                    stage.due = stage.since + 2 * self._passed(stage)
+                if late:
+                    return late
+                # what begins later is not due before that
+                dues = [stage.due for stage in self._stages.values()]
+                self._changed.wait(min([*dues, now + self._slow_after]) - now)
+            return []
+
+    def _passed(self, stage: Stage) -> float:
+        """The time that has passed: `slow_after`, or twice that, or four times, …"""
+        times: float = max(1, (time.monotonic() - stage.since) / self._slow_after)
+        return self._slow_after * 2.0 ** math.floor(math.log2(times))
