@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 from weakref import ref
@@ -32,7 +33,7 @@ from fastapi_lifespan_deps.live.run import Leaving, LifespanStart, Run, RunOptio
 from .inject import check_function, declaring, handlers_of, injecting, original_of, shown
 from .order import Handler, check
 from .sets import GROUP, chosen
-from .sync import SyncView
+from .sync import SyncView, asked
 from .view import View, open_calls
 
 R = TypeVar("R")
@@ -418,11 +419,11 @@ class _RunningInThread(AbstractContextManager[SyncView]):
     def __enter__(self) -> SyncView:
         portal = self._thread.__enter__()
         try:
-            self._entered = portal.wrap_async_context_manager(self._running)
-            view = self._entered.__enter__()
+            view = asked(portal, self._running.__aenter__)
         except BaseException:
             self._thread.__exit__(None, None, None)
             raise
+        self._portal = portal
         self._token = under.set(view._standing)
         return SyncView(view._standing, portal)
 
@@ -435,7 +436,7 @@ class _RunningInThread(AbstractContextManager[SyncView]):
         with suppress(ValueError):  # it may be left in another thread
             under.reset(self._token)
         try:
-            self._entered.__exit__(kind, error, traceback)
+            asked(self._portal, partial(self._running.__aexit__, kind, error, traceback))
         finally:
             self._thread.__exit__(None, None, None)
 

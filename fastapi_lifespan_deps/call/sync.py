@@ -20,6 +20,40 @@ from .threads import call_in_thread
 from .view import View
 
 
+def asked(portal: BlockingPortal, function: Callable[[], Awaitable[Any]]) -> Any:
+    """Await something in the event loop; interrupted, cancel it, and wait for its end."""
+    begun: list[CancelScope] = []
+    ended = Event()
+
+    async def asking() -> tuple[Any, BaseException | None]:
+        begun.append(CancelScope())
+        try:
+            with begun[0]:
+                return await function(), None
+        except BaseException as error:  # it is the caller's, and not the event loop's
+            return None, error
+        finally:
+            ended.set()
+        return None, None  # cancelled, and nobody waits
+
+    def cancel() -> None:
+        for scope in begun:
+            scope.cancel()
+
+    try:
+        value, raised = portal.start_task_soon(asking).result()
+    except BaseException:
+        portal.call(cancel)  # after the task has begun, if it was to begin
+        ended.wait(None if begun else 0)
+        raise
+    if raised is not None:
+        try:
+            raise raised
+        finally:
+            del raised  # see `Supervisor.close`
+    return value
+
+
 class SyncView(View):
     """The same, whose methods block; they may be called in any thread but the event loop's."""
 
@@ -41,43 +75,11 @@ class SyncView(View):
         if not kind.is_async:
             return call_in_thread(self._standing, function, args, kwargs)
         self._check_here()
-        value, error = self._asked(partial(super().call, function, *args, **kwargs))
-        if error is not None:
-            raise error
-        return value
+        return asked(self._portal, partial(super().call, function, *args, **kwargs))
 
     def _check_here(self) -> None:
         self._standing.run.calls.check_open()
         check_thread(self._standing.run)
-
-    def _asked(self, function: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
-        """Await something in the event loop; interrupted, cancel it, and wait for its end."""
-        begun: list[CancelScope] = []
-        ended = Event()
-
-        async def asking() -> tuple[Any, BaseException | None]:
-            begun.append(CancelScope())
-            try:
-                with begun[0]:
-                    return await function(), None
-            except BaseException as error:  # it is the caller's, and not the event loop's
-                return None, error
-            finally:
-                ended.set()
-            return None, None  # cancelled, and nobody waits
-
-        def cancel() -> None:
-            for scope in begun:
-                scope.cancel()
-
-        try:
-            answer: tuple[Any, BaseException | None]
-            answer = self._portal.start_task_soon(asking).result()
-            return answer
-        except BaseException:
-            self._portal.call(cancel)  # after the task has begun, if it was to begin
-            ended.wait(None if begun else 0)
-            raise
 
     def refresh(  # type: ignore[override]
         self,

@@ -104,9 +104,7 @@ class Run:
             self.events, Watch(options.slow_after), concurrent=options.is_concurrent
         )
         self.live = LiveValues(application, supervisor)
-        self.events.listen(
-            Summary(lambda: self.live.instances.values(), is_concurrent=options.is_concurrent)
-        )
+        self.events.listen(Summary(self.live, is_concurrent=options.is_concurrent))
         self._sources = Sources()
         planning = Planning(
             overrides_provider, self._sources, has_application=application is not None

@@ -198,6 +198,9 @@ class Supervisor:
             await self.closing.wait()
         finally:  # closing, or cancelled because the event loop is being torn down
             self.closing.set()
+            for instance in self.instances:
+                if not instance.given_up:
+                    self.watch.give_up(instance)
             with CancelScope(shield=True):
                 await self._stop(list(self.instances))
 

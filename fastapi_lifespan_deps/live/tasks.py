@@ -123,6 +123,10 @@ class Tasks:
         return task
 
 
+class GivenUp(RuntimeError):
+    """Nobody wants any more what was to be done, so it is no failure."""
+
+
 class DetachedTask(Generic[T]):
     """What is done in a task of its own, to its end, whatever happens to those who wait for it."""
 
@@ -151,7 +155,8 @@ class DetachedTask(Generic[T]):
             raise
         except BaseException as error:
             self._error = error
-            if not (self._tells or self.is_awaited):  # whoever asked for it has gone
+            is_told = self._tells or self.is_awaited or isinstance(error, GivenUp)
+            if not is_told:  # whoever asked for it has gone
                 logger.error("The %s failed", self._name, exc_info=error)
 
     async def result(self) -> T:

@@ -18,6 +18,7 @@ from .generation import Generation, Pin
 from .holding import Holdings
 from .instance import Instance, Recipe, current_instance
 from .supervisor import Supervisor
+from .tasks import GivenUp
 
 
 class LiveValues:
@@ -342,7 +343,7 @@ def _raise_failure(instances: list[Instance]) -> None:
     errors += [one.died_of.death() for one in instances if one.died_of is not None]
     failures = [error for error in errors if error is not None]
     if not failures and not all(instance.started for instance in instances):
-        failures = [RuntimeError("the start was given up")]
+        failures = [GivenUp("the start was given up")]
     failure = (
         combined(
             failures[0], failures[1:], is_serving=False, heading="Meanwhile, in another start:"

@@ -1,7 +1,7 @@
 """Summary: how long it took to start all, and to stop all, in one line of the log each."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, Protocol, Self
 
 from fastapi_lifespan_deps.events import LifespanEvent, fields, logger
 from fastapi_lifespan_deps.exceptions import name_of
@@ -22,27 +22,40 @@ class Started(Protocol):
     def dependencies(self) -> Sequence[Self]: ...
 
 
-class Summary:
-    """A listener of a run, which is asked for what has started when the run is up."""
+class Live(Protocol):
+    """What runs, as far as this looks at it."""
 
-    def __init__(self, instances: Callable[[], Iterable[Started]], *, is_concurrent: bool) -> None:
-        self._instances = instances
+    @property
+    def phase(self) -> Literal["starting", "serving", "stopping"]: ...
+    @property
+    def instances(self) -> Mapping[Any, Started]: ...
+
+
+# What is counted in each phase: when the first of these has begun, and the others have ended.
+_COUNTED = {"starting": ("starting", "started"), "stopping": ("stopping", "stopped")}
+
+
+class Summary:
+    """A listener of a run."""
+
+    def __init__(self, live: Live, *, is_concurrent: bool) -> None:
+        self._live = live
         self._is_concurrent = is_concurrent
-        self._is_up = False
         self._first: int | None = None  # when the first began, and the last ended: nanoseconds
         self._last = 0
         self._number = 0
 
     def __call__(self, event: LifespanEvent) -> None:
-        if event.kind in ("starting", "stopping") and self._first is None:
+        begins, ends = _COUNTED.get(self._live.phase, (None, None))
+        if event.kind == begins and self._first is None:
             self._first = event.time_ns
-        elif event.kind == ("stopped" if self._is_up else "started"):
+        elif event.kind == ends:
             self._last = event.time_ns
             self._number += 1
         elif event.kind == "up":
-            self._say_started([*self._instances()])
-            self._is_up, self._first, self._number = True, None, 0
-        elif event.kind == "down" and self._is_up:
+            self._say_started([*self._live.instances.values()])
+            self._first, self._number = None, 0
+        elif event.kind == "down" and self._live.phase == "stopping":
             self._say("Stopped", "")
 
     def _say_started(self, instances: Sequence[Started]) -> None:

@@ -76,6 +76,15 @@ class Watch:
                 extra=fields(done, one.provider, seconds=seconds),
             )
 
+    def give_up(self, one: Watched) -> None:
+        """Say of something that still starts that nobody waits for it any more."""
+        with self._changed:
+            stage = self._stages.get(one)
+        if stage is not None and stage.step == "start":
+            seconds = time.monotonic() - stage.since
+            text = f"was still starting after {seconds:.1f} s, and is given up"
+            self._warn(one, "start", text, seconds)
+
     def begin_several(self) -> None:
         """Keep the thread from now on, for one start or stop after the other."""
         with self._changed:
@@ -111,18 +120,19 @@ class Watch:
         """The body of the thread."""
         while late := self._wait():
             for one, stage in late:
-                self._warn(one, stage)
+                seconds = self._passed(stage)
+                text = f"has been {DOING[stage.step]} for {seconds:g} s"
+                self._warn(one, stage.step, text, seconds)
 
-    def _warn(self, one: Watched, stage: Stage) -> None:
-        seconds, position = self._passed(stage), one.position()
+    def _warn(self, one: Watched, step: Step, text: str, seconds: float) -> None:
+        position = one.position()
         logger.warning(
-            "`%s` (%s) has been %s for %g s%s",
+            "`%s` (%s) %s%s",
             name_of(one.provider),
             location_of(one.provider),
-            DOING[stage.step],
-            seconds,
+            text,
             position and f"; it {position}",
-            extra=fields(f"{stage.step}_slow", one.provider, seconds=seconds, position=position),
+            extra=fields(f"{step}_slow", one.provider, seconds=seconds, position=position),
         )
 
     def _wait(self) -> list[tuple[Watched, Stage]]:
