@@ -55,7 +55,9 @@ def position_of(context: object, provider: Callable[..., Any], loop_thread: int)
         frames = called_by(thread, OneContext.__call__.__code__)
         return f"runs at {line_of(frames, provider)}" if frames else ""
     if isinstance(context, _Apart):
-        return position_in_loop(context.coroutine, provider, loop_thread) or "waits for a thread"
+        if context.waits_for_thread:
+            return "waits for a thread"
+        return position_in_loop(context.coroutine, provider, loop_thread)
     # contextlib's own managers have their generator there
     return position_in_loop(getattr(context, "gen", None), provider, loop_thread)
 
@@ -79,11 +81,13 @@ class OneContext:
     def __init__(self) -> None:
         self._context: Context | None = None
         self.thread: int | None = None  # while it runs in one
+        self.is_awaited = False  # by somebody who has asked for a thread
 
     def __call__(self, call: Callable[..., Any], *arguments: Any) -> Any:
         if self._context is None:
             self._context = copy_context()
-        self.thread = threading.get_ident()
+        self.thread = threading.get_ident()  # before it is noted that it waits no more
+        self.is_awaited = False
         try:
             return self._context.run(call, *arguments)
         finally:
@@ -97,13 +101,22 @@ class _Apart(AbstractAsyncContextManager[Any]):
         self._call = call
         self._kind = kind
         self._one_context = OneContext()
-        self._run = partial(in_thread, self._one_context, limiter=threads, goes_on=True)
+        self._threads = threads
         self.coroutine: Any = None  # that is awaited now
+
+    async def _run(self, call: Callable[..., Any]) -> Any:
+        self._one_context.is_awaited = True
+        return await in_thread(self._one_context, call, limiter=self._threads, goes_on=True)
 
     @property
     def thread(self) -> int | None:
         """The thread in which it runs now."""
         return self._one_context.thread
+
+    @property
+    def waits_for_thread(self) -> bool:
+        """Whether all threads are taken."""
+        return self._one_context.is_awaited
 
 
 class _Called(_Apart):

@@ -119,10 +119,8 @@ class Watch:
     def _watch(self) -> None:
         """The body of the thread."""
         while late := self._wait():
-            for one, stage in late:
-                seconds = self._passed(stage)
-                text = f"has been {DOING[stage.step]} for {seconds:g} s"
-                self._warn(one, stage.step, text, seconds)
+            for one, step, seconds in late:
+                self._warn(one, step, f"has been {DOING[step]} for {seconds:g} s", seconds)
 
     def _warn(self, one: Watched, step: Step, text: str, seconds: float) -> None:
         position = one.position()
@@ -135,15 +133,16 @@ class Watch:
             extra=fields(f"{step}_slow", one.provider, seconds=seconds, position=position),
         )
 
-    def _wait(self) -> list[tuple[Watched, Stage]]:
+    def _wait(self) -> list[tuple[Watched, Step, float]]:
         """Wait until something takes too long, and give it; nothing when there is nothing left."""
         with self._changed:
             while self._thread is threading.current_thread():
                 now = time.monotonic()
-                late = [(one, stage) for one, stage in self._stages.items() if stage.due <= now]
-                for _, stage in late:
-                    stage.is_slow = True
-                    stage.due = stage.since + 2 * self._passed(stage)
+                late = [
+                    (one, stage.step, self._warned(stage, now))
+                    for one, stage in self._stages.items()
+                    if stage.due <= now
+                ]
                 if late:
                     return late
                 # what begins later is not due before that
@@ -151,7 +150,9 @@ class Watch:
                 self._changed.wait(min([*dues, now + self._slow_after]) - now)
             return []
 
-    def _passed(self, stage: Stage) -> float:
-        """The time that has passed: `slow_after`, or twice that, or four times, …"""
-        times: float = max(1, (time.monotonic() - stage.since) / self._slow_after)
-        return self._slow_after * 2.0 ** math.floor(math.log2(times))
+    def _warned(self, stage: Stage, now: float) -> float:
+        """Note a warning; give the time that has passed, `slow_after`, or twice that, and so on."""
+        times = max(1.0, (now - stage.since) / self._slow_after)
+        seconds: float = self._slow_after * 2.0 ** math.floor(math.log2(times))
+        stage.is_slow, stage.due = True, stage.since + 2 * seconds
+        return seconds
