@@ -18,6 +18,9 @@ from signal import SIGINT, SIGTERM, Signals
 import pytest
 from websockets.sync.client import connect
 
+from tests.processes import ServerProcess
+from tests.services import free_port
+
 pytestmark = pytest.mark.server
 
 ROOT = Path(__file__).parent.parent
@@ -226,3 +229,17 @@ def test_a_failed_startup_stops_what_had_started_and_ends_the_server(
     assert whats.count("start engine") == whats.count("stop engine") == len(whats) / 2
     assert served.process.returncode or not server.reports_failure
     assert "RuntimeError: the model is broken" in (tmp_path / "output").read_text()
+
+
+@pytest.mark.parametrize("server", [UVICORN, HYPERCORN, TRIO, GRANIAN, GUNICORN], ids=str)
+def test_a_startup_that_hangs_is_named_with_its_line(server: Server, tmp_path: Path) -> None:
+    """In the terminal, where nobody has set up the log."""
+    for module in (server.command.split()[0], *server.needs):
+        pytest.importorskip(module)
+    listen = "--bind 127.0.0.1:0" if "--bind" in server.listen else f"--port {free_port()}"
+    command = f"-m {server.command} {listen} tests.served_hanging:app".split()
+    with ServerProcess(command, HOME=str(tmp_path)) as process:
+        process.read_until(
+            r"(`get_pool` \(tests/served_hanging\.py:8\) has been starting for \d\.\d s; "
+            r"it waits at tests/served_hanging\.py:9)"
+        )
