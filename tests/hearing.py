@@ -1,6 +1,7 @@
 """The log, for whoever is slow until it says so."""
 
 import logging
+import re
 import threading
 
 import anyio
@@ -25,15 +26,15 @@ class Heard(logging.Handler):
     def texts(self, level: int = logging.WARNING) -> list[str]:
         return [one.getMessage() for one in self.records if one.levelno == level]
 
-    def wait(self, text: str, count: int = 1) -> None:
+    def wait(self, pattern: str, count: int = 1) -> None:
         """Wait in a thread, or in the event loop, which is blocked then."""
 
         def is_there() -> bool:
-            return sum(text in one for one in self.texts()) >= count
+            return sum(bool(re.search(pattern, one)) for one in self.texts()) >= count
 
         with self._changed:
             assert self._changed.wait_for(is_there, PATIENCE), self.texts()
 
-    async def until(self, text: str, count: int = 1) -> None:
+    async def until(self, pattern: str, count: int = 1) -> None:
         """Wait as a coroutine does."""
-        await anyio.to_thread.run_sync(self.wait, text, count)
+        await anyio.to_thread.run_sync(self.wait, pattern, count)

@@ -23,6 +23,7 @@ from fastapi_lifespan_deps import (
     LifespanFastAPI,
     enable_lifespan_scope,
 )
+from fastapi_lifespan_deps.live.entering import position_of
 from fastapi_lifespan_deps.live.supervisor import MAX_THREADS
 from fastapi_lifespan_deps.see.frames import MOST, awaiting
 from tests.clients import running
@@ -72,53 +73,53 @@ def threads() -> list[threading.Thread]:
 
 def providers(heard: Heard) -> dict[str, tuple[str, Callable[..., Any]]]:
     async def coroutine() -> None:
-        await heard.until("starting")  # start
+        await heard.until("starting for .* it waits at")  # start
 
     async def generator() -> AsyncIterator[None]:
-        await heard.until("starting")  # start
+        await heard.until("starting for .* it waits at")  # start
         yield
-        await heard.until("stopping")  # stop
+        await heard.until("stopping for .* it waits at")  # stop
 
     def function() -> None:
-        heard.wait("starting")  # start
+        heard.wait("starting for .* it runs at")  # start
 
     def sync_generator() -> Iterator[None]:
-        heard.wait("starting")  # start
+        heard.wait("starting for .* it runs at")  # start
         yield
-        heard.wait("stopping")  # stop
+        heard.wait("stopping for .* it runs at")  # stop
 
     async def blocking() -> AsyncIterator[None]:
-        heard.wait("starting")  # start
+        heard.wait("starting for .* it runs at")  # start
         yield
-        heard.wait("stopping")  # stop
+        heard.wait("stopping for .* it runs at")  # stop
 
     async def blocking_coroutine() -> None:
-        heard.wait("starting")  # start
+        heard.wait("starting for .* it runs at")  # start
 
     @contextmanager
     def managed() -> Iterator[None]:
-        heard.wait("starting")  # start
+        heard.wait("starting for .* it runs at")  # start
         yield
-        heard.wait("stopping")  # stop
+        heard.wait("stopping for .* it runs at")  # stop
 
     @asynccontextmanager
     async def async_managed() -> AsyncIterator[None]:
-        await heard.until("starting")  # start
+        await heard.until("starting for .* it waits at")  # start
         yield
-        await heard.until("stopping")  # stop
+        await heard.until("stopping for .* it waits at")  # stop
 
     class Kind:
         def __init__(self) -> None:
-            heard.wait("starting")  # start
+            heard.wait("starting for .* it runs at")  # start
 
     async def through_another() -> None:
         async def inner() -> None:
-            await heard.until("starting")  # start
+            await heard.until("starting for .* it waits at")  # start
 
         await inner()
 
     async def plain() -> None:
-        await heard.until("it waits at")  # start
+        await heard.until("starting for .* it waits at")  # start
 
     @functools.wraps(plain)
     def wrapped() -> Awaitable[None]:
@@ -185,11 +186,11 @@ async def test_it_is_said_again_and_in_the_end_that_it_is_over(heard: Heard) -> 
 
 async def test_a_record_has_its_parts_as_fields(heard: Heard) -> None:
     async def get_value() -> None:
-        await heard.until("starting")  # here
+        await heard.until("starting for .* it waits")  # here
 
     async with running(app_with(get_value)):
         pass
-    record = next(one for one in heard.records if "starting" in one.getMessage())
+    record = next(one for one in heard.records if "it waits" in one.getMessage())
     fields = record.__dict__
     assert fields["lifespan_event"] == "start_slow"
     assert fields["dependency"] == get_value.__qualname__
@@ -200,8 +201,8 @@ async def test_a_record_has_its_parts_as_fields(heard: Heard) -> None:
 
 async def test_of_those_that_start_at_once_each_is_named(heard: Heard) -> None:
     async def both() -> None:
-        await heard.until("get_one` (")
-        await heard.until("get_other` (")
+        await heard.until("get_one` ")
+        await heard.until("get_other` ")
 
     async def get_one() -> None:
         await both()
@@ -264,24 +265,27 @@ async def test_what_waits_for_a_thread_says_so(heard: Heard) -> None:
     assert any(one.endswith("s; it waits for a thread") for one in heard.texts())
 
 
-async def test_where_nobody_knows_the_line_none_is_named(heard: Heard) -> None:
+def test_of_a_manager_of_another_kind_nobody_knows_the_line() -> None:
     class Manager(AbstractAsyncContextManager[None]):
+        async def __aexit__(self, *_: object) -> None: ...
+
+    assert position_of(Manager(), Manager, threading.get_ident()) == ""
+
+
+async def test_where_nobody_knows_the_line_none_is_named(heard: Heard) -> None:
+    """A lifespan function may be of any kind."""
+
+    class Lifespan(AbstractAsyncContextManager[None]):
+        def __init__(self, app: Any) -> None: ...
+
         async def __aenter__(self) -> None:
             await heard.until("starting")
 
         async def __aexit__(self, *_: object) -> None: ...
 
-    async def get_value() -> AsyncIterator[None]:
-        raise AssertionError
-        yield
-
-    @functools.wraps(get_value)
-    def decorated() -> Manager:
-        return Manager()
-
-    async with running(app_with(decorated)):
+    async with running(app_with(lifespan=Lifespan)):
         pass
-    assert re.search(r"has been starting for 0\.\d+ s$", heard.texts()[0])
+    assert any(re.search(r"has been starting for 0\.\d+ s$", one) for one in heard.texts())
 
 
 async def test_a_refresh_and_an_override_are_watched_too(heard: Heard) -> None:
@@ -294,7 +298,7 @@ async def test_a_refresh_and_an_override_are_watched_too(heard: Heard) -> None:
             await heard.until("starting")
 
     async def fake() -> None:
-        await heard.until("fake` (")
+        await heard.until("fake` ")
 
     app = app_with(get_value)
     async with running(app) as client:
@@ -308,18 +312,18 @@ async def test_a_refresh_and_an_override_are_watched_too(heard: Heard) -> None:
 async def test_hooks_and_lifespan_functions_are_watched_too(heard: Heard) -> None:
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
-        await heard.until("lifespan` (")  # lifespan start
+        await heard.until("lifespan` .* it waits")  # lifespan start
         yield
-        await heard.until("lifespan` (", 2)  # lifespan stop
+        await heard.until("lifespan` .* stopping for .* it waits")  # lifespan stop
 
     def lifespan_with(value: Any) -> Iterator[None]:
         raise AssertionError
 
     def hook() -> None:
-        heard.wait("hook` (")  # hook
+        heard.wait("hook` ")  # hook
 
     async def async_hook() -> None:
-        await heard.until("async_hook` (")  # async hook
+        await heard.until("async_hook` .* it waits")  # async hook
 
     app = app_with(lifespan=lifespan)
     app.router.add_event_handler("startup", hook)
@@ -339,6 +343,7 @@ async def test_hooks_and_lifespan_functions_are_watched_too(heard: Heard) -> Non
         )
 
 
+@pytest.mark.filterwarnings("ignore:generator function lifespans:DeprecationWarning")
 async def test_a_synchronous_lifespan_function_with_values_is_watched_too(heard: Heard) -> None:
     def get_value() -> int:
         return 1
@@ -346,12 +351,13 @@ async def test_a_synchronous_lifespan_function_with_values_is_watched_too(heard:
     def lifespan(
         app: Any, value: Annotated[int, Depends(get_value, scope="lifespan")]
     ) -> Iterator[None]:
-        heard.wait("lifespan` (")  # start
+        heard.wait("lifespan` ")  # start
         yield
 
     async with running(app_with(lifespan=lifespan)):
         pass
-    assert f"it runs at {line_with(lifespan, '# start')}" in heard.texts()[0]
+    line = line_with(lifespan, "# start")
+    assert any(one.endswith(f" s; it runs at {line}") for one in heard.texts())
 
 
 @pytest.mark.parametrize("starts", [True, False])
@@ -362,12 +368,12 @@ async def test_a_lifespan_function_that_fails_is_not_said_to_have_started(
     async def lifespan(app: Any) -> AsyncIterator[None]:
         if starts:
             yield
-        await heard.until("lifespan` (")
+        await heard.until("lifespan` ")
         raise ZeroDivisionError
         yield
 
     def hook() -> None:
-        heard.wait("hook` (")
+        heard.wait("hook` ")
         raise LookupError
 
     app = app_with(lifespan=lifespan)
@@ -376,6 +382,23 @@ async def test_a_lifespan_function_that_fails_is_not_said_to_have_started(
         async with running(app):
             pass
     assert not [one for one in heard.texts() if "started after" in one or "stopped after" in one]
+
+
+async def test_a_log_that_fails_harms_nothing(heard: Heard) -> None:
+    class Failing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise ZeroDivisionError
+
+    async def get_value() -> None:
+        await heard.until("starting", 2)
+
+    logger, handler = logging.getLogger("fastapi_lifespan_deps"), Failing()
+    logger.addHandler(handler)
+    try:
+        async with running(app_with(get_value)):
+            pass
+    finally:
+        logger.removeHandler(handler)
 
 
 # What is not said

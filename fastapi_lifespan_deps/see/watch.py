@@ -51,6 +51,7 @@ class Watch:
         self._stages: dict[Watched, Stage] = {}
         self._several = 0  # how many wait for several starts or stops: more may come
         self._changed = threading.Condition()
+        self._saying = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def begin(self, one: Watched, step: Step) -> None:
@@ -65,16 +66,17 @@ class Watch:
         with self._changed:
             stage = self._stages.pop(one, None)
             self._let_thread_go()
-        if stage is not None and stage.is_slow and is_done:
-            seconds = round(time.monotonic() - stage.since, 1)
-            done = DONE[stage.step]
-            logger.warning(
-                "`%s` %s after %.1f s",
-                name_of(one.provider),
-                done,
-                seconds,
-                extra=fields(done, one.provider, seconds=seconds),
-            )
+        if stage is not None and stage.is_slow:
+            seconds = time.monotonic() - stage.since
+            with self._saying:  # what is being said of it comes first
+                if is_done:
+                    done = DONE[stage.step]
+                    _say(
+                        one,
+                        f"`{name_of(one.provider)}` {done} after {seconds:.1f} s",
+                        done,
+                        seconds=seconds,
+                    )
 
     def give_up(self, one: Watched) -> None:
         """Say of something that still starts that nobody waits for it any more."""
@@ -83,7 +85,7 @@ class Watch:
         if stage is not None and stage.step == "start":
             seconds = time.monotonic() - stage.since
             text = f"was still starting after {seconds:.1f} s, and is given up"
-            self._warn(one, "start", text, seconds)
+            _warn(one, "start", text, seconds)
 
     def begin_several(self) -> None:
         """Keep the thread from now on, for one start or stop after the other."""
@@ -119,19 +121,9 @@ class Watch:
     def _watch(self) -> None:
         """The body of the thread."""
         while late := self._wait():
-            for one, step, seconds in late:
-                self._warn(one, step, f"has been {DOING[step]} for {seconds:g} s", seconds)
-
-    def _warn(self, one: Watched, step: Step, text: str, seconds: float) -> None:
-        position = one.position()
-        logger.warning(
-            "`%s` (%s) %s%s",
-            name_of(one.provider),
-            location_of(one.provider),
-            text,
-            position and f"; it {position}",
-            extra=fields(f"{step}_slow", one.provider, seconds=seconds, position=position),
-        )
+            with self._saying:
+                for one, step, seconds in [this for this in late if this[0] in self._stages]:
+                    _warn(one, step, f"has been {DOING[step]} for {seconds:g} s", seconds)
 
     def _wait(self) -> list[tuple[Watched, Step, float]]:
         """Wait until something takes too long, and give it; nothing when there is nothing left."""
@@ -156,3 +148,16 @@ class Watch:
         seconds: float = self._slow_after * 2.0 ** math.floor(math.log2(times))
         stage.is_slow, stage.due = True, stage.since + 2 * seconds
         return seconds
+
+
+def _warn(one: Watched, step: Step, text: str, seconds: float) -> None:
+    position = one.position()
+    name, where = name_of(one.provider), location_of(one.provider)
+    at = position and f"; it {position}"
+    event = f"{step}_slow"
+    _say(one, f"`{name}` ({where}) {text}{at}", event, seconds=seconds, position=position)
+
+
+def _say(one: Watched, text: str, event: str, **others: object) -> None:
+    with suppress(Exception):  # the log may be what raises
+        logger.warning("%s", text, extra=fields(event, one.provider, **others))
