@@ -130,7 +130,7 @@ class Watch:
         with self._changed:
             while self._thread is threading.current_thread():
                 now = time.monotonic()
-                late = [
+                late: list[tuple[Watched, Step, float]] = [
                     (one, stage.step, self._warned(stage, now))
                     for one, stage in self._stages.items()
                     if stage.due <= now
