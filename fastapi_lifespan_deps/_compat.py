@@ -5,7 +5,7 @@
 
 import inspect
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from functools import partial
 from types import FunctionType
@@ -231,6 +231,13 @@ def called_by(call: Callable[..., Any], router: Any) -> ASGIApp:
         inner: ASGIApp = router.middleware_stack
         return inner
     return partial(call, router)
+
+
+def telemetry_of(application: Any) -> Mapping[str, Any]:
+    """What `FastAPI(telemetry=...)` says, with FastAPI's defaults; nothing where it has none."""
+    # FastAPI._telemetry: 0.142.0 and later
+    found = getattr(application, "_telemetry", None)
+    return found if isinstance(found, dict) else {}
 
 
 def lifespan_parts(context: Any) -> Iterator[Any]:

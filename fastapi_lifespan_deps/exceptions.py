@@ -280,6 +280,12 @@ def _name_of_alias(alias: object) -> str:
 
 def location_of(call: object) -> str:
     """`file:line` of a callable, as far as it can be known; it may be any object."""
+    file, line = source_of(call)
+    return f"{relative(file)}{f':{line}' if line else ''}" if file else "built in"
+
+
+def source_of(call: object) -> tuple[str | None, int | None]:
+    """The file of a callable and the line in it, as far as they can be known."""
     try:
         while isinstance(call, functools.partial):
             call = call.func
@@ -289,18 +295,18 @@ def location_of(call: object) -> str:
             found = type(found)
         code = getattr(found, "__code__", None)
         if code is not None:
-            return f"{relative(code.co_filename)}:{code.co_firstlineno}"
-        return f"{relative(inspect.getfile(found))}{_line_of(found)}"
+            return code.co_filename, code.co_firstlineno
+        return inspect.getfile(found), _line_of(found)
     except Exception:  # written in C, at a prompt, or it answers what it likes
-        return "built in"
+        return None, None
 
 
-def _line_of(kind: Any) -> str:
-    """`:line` of a class; "" where its source is not there."""
-    line = vars(kind).get("__firstlineno__")  # from Python 3.13 on
+def _line_of(kind: Any) -> int | None:
+    """The line of a class; None where its source is not there."""
+    line: int | None = vars(kind).get("__firstlineno__")  # from Python 3.13 on
     with suppress(Exception):
         line = line or inspect.getsourcelines(kind)[1]
-    return f":{line}" if line else ""
+    return line
 
 
 def draw_path(path: Sequence[Step]) -> str:

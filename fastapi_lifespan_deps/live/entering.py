@@ -26,12 +26,13 @@ from anyio import (
 
 from fastapi_lifespan_deps._compat import Kind
 from fastapi_lifespan_deps.see.frames import above, awaiting, called_by, line_of
+from fastapi_lifespan_deps.see.spans import Carry
 
 from .tasks import finished
 
 
 def entered(
-    call: Callable[[], Any], kind: Kind, threads: CapacityLimiter
+    call: Callable[[], Any], kind: Kind, threads: CapacityLimiter, carry: Carry | None = None
 ) -> AbstractAsyncContextManager[Any]:
     """A context manager that calls a provider of any kind, and is left by its code after `yield`.
 
@@ -42,7 +43,7 @@ def entered(
     if kind is Kind.ASYNC_GENERATOR:
         context: AbstractAsyncContextManager[Any] = _context(call(), asynccontextmanager)
         return context
-    return (_InThread if kind is Kind.GENERATOR else _Called)(call, kind, threads)
+    return (_InThread if kind is Kind.GENERATOR else _Called)(call, kind, threads, carry)
 
 
 def position_of(context: object, provider: Callable[..., Any], loop_thread: int) -> str:
@@ -75,17 +76,21 @@ def position_in_loop(awaited: object, provider: Callable[..., Any], loop_thread:
 class OneContext:
     """One context for both ends, so that a context variable that was set can be reset.
 
-    Made in the thread: there anyio has noted that no event loop runs.
+    Made in the thread: there anyio has noted that no event loop runs. What `carry` takes from the
+    context of a later call, and sets in this one, is as it is there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, carry: Carry | None = None) -> None:
         self._context: Context | None = None
+        self._carry = carry
         self.thread: int | None = None  # while it runs in one
         self.is_awaited = False  # by somebody who has asked for a thread
 
     def __call__(self, call: Callable[..., Any], *arguments: Any) -> Any:
         if self._context is None:
             self._context = copy_context()
+        elif self._carry is not None:
+            self._context.run(self._carry())
         self.thread = threading.get_ident()  # before it is noted that it waits no more
         self.is_awaited = False
         try:
@@ -97,10 +102,12 @@ class OneContext:
 class _Apart(AbstractAsyncContextManager[Any]):
     """A provider that is called apart from who enters it: in threads, or as a coroutine."""
 
-    def __init__(self, call: Callable[[], Any], kind: Kind, threads: CapacityLimiter) -> None:
+    def __init__(
+        self, call: Callable[[], Any], kind: Kind, threads: CapacityLimiter, carry: Carry | None
+    ) -> None:
         self._call = call
         self._kind = kind
-        self._one_context = OneContext()
+        self._one_context = OneContext(carry)
         self._threads = threads
         self.coroutine: Any = None  # that is awaited now
 

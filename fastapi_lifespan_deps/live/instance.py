@@ -21,6 +21,7 @@ from fastapi_lifespan_deps.exceptions import (
     location_of,
     name_of,
 )
+from fastapi_lifespan_deps.see.spans import Spans
 from fastapi_lifespan_deps.see.watch import Watch
 
 from .entering import entered, explanation, position_of
@@ -45,6 +46,7 @@ class Supervision(Protocol):
     """What an instance needs of its supervisor, who is further down the data flow."""
 
     events: Events
+    spans: Spans
     watch: Watch
     tasks: Tasks
     threads: CapacityLimiter
@@ -131,6 +133,7 @@ class Instance:
         """Own the value from entry to exit; the body of the instance's task."""
         provider, events = self.node.provider, self._supervisor.events
         current_instance.set(self)
+        span = self._supervisor.spans.of(provider, self)
         try:
             with self._scopes.start, self._scopes.life:
                 await self._until_dependencies_started()
@@ -138,6 +141,7 @@ class Instance:
                 if self.recipe.start_timeout is not None:
                     self._scopes.start.deadline = began + self.recipe.start_timeout
                 events.tell("starting", provider)
+                span.begin("start")
                 self._supervisor.watch.begin(self, "start")
                 self._context = self._entered()
                 async with self._context as self.value:
@@ -147,6 +151,7 @@ class Instance:
                     self._supervisor.watch.end(self, is_done=True)
                     self.start_over.set()
                     events.tell("started", provider, seconds=self.start_seconds)
+                    span.end()
                     try:
                         await self._until_stopped()
                     finally:
@@ -155,6 +160,7 @@ class Instance:
                         self._since = current_time()
                         if self.recipe.stop_timeout is not None:
                             self._scopes.life.deadline = self._since + self.recipe.stop_timeout
+                        span.begin("stop")
                     events.tell("stopping", provider)
         except _DependencyFailed as error:
             self.error, self.given_up = error.failure, False
@@ -168,6 +174,7 @@ class Instance:
             self._supervisor.watch.end(self, is_done=self.started and self.error is None)
             self._note_timeout()
             self.end()
+            span.end(self.error)
 
     async def _until_dependencies_started(self) -> None:
         for other in self.dependencies:
@@ -185,7 +192,8 @@ class Instance:
             for name, other in self.recipe.arguments.items()
         }
         call = partial(provider, **arguments)
-        return entered(call, how_to_call(provider), self._supervisor.threads)
+        supervisor = self._supervisor
+        return entered(call, how_to_call(provider), supervisor.threads, supervisor.spans.carry)
 
     async def _until_stopped(self) -> None:
         try:

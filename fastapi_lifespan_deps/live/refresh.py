@@ -9,6 +9,7 @@ import anyio
 from fastapi_lifespan_deps.declare.plan import Node, Provider
 from fastapi_lifespan_deps.events import Events, LifespanEvent
 from fastapi_lifespan_deps.exceptions import RefreshError, name_of
+from fastapi_lifespan_deps.see.spans import Span
 
 from .asking import Asker
 from .generation import Pin, labels
@@ -82,7 +83,8 @@ class Refresher:
                 asker.check_waiting_for(provider, other, self._live.to_renew(other))
         asker.let_go()
         if under_way is None:
-            body = partial(self._refresh, provider, policy, drain_timeout, self._latest)
+            span = self._live.supervisor.spans.of(provider)
+            body = partial(self._refresh, provider, policy, drain_timeout, self._latest, span)
             name = f"refresh of {name_of(provider)}"
             task = self._live.supervisor.tasks.detach(body, name, tells=True)
             self._latest = task.done
@@ -102,6 +104,7 @@ class Refresher:
         policy: Policy,
         drain_timeout: float | None,
         before: anyio.Event | None,
+        span: Span,
     ) -> "Draining":
         began: float | None = None
         renewed: set[Node] = set()
@@ -114,6 +117,7 @@ class Refresher:
                 began = anyio.current_time()
                 self._events.tell("refreshing", provider)
                 old = self._live.replaced(renewed)
+                span.begin("refresh", old)
                 if policy == "resource_preserving":
                     self._live.withdraw(renewed)
                 else:
@@ -130,9 +134,11 @@ class Refresher:
                 drain = partial(self._drain_within, draining, drain_timeout)
                 self._live.supervisor.tasks.detach(drain, f"draining of {name_of(provider)}")
             self._events.tell("refreshed", provider, seconds=anyio.current_time() - began)
+            span.end()
             return draining
         except BaseException as error:
             self._note_failure(provider, renewed, error, began)
+            span.end(error)
             if self._live.supervisor.is_closing and isinstance(error, Exception):
                 raise RefreshError(provider, "the application stops", "It stops it too.") from error
             raise

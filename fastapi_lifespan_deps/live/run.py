@@ -23,6 +23,7 @@ from fastapi_lifespan_deps.declare.plan import OverridesProvider
 from fastapi_lifespan_deps.declare.planning import Planning
 from fastapi_lifespan_deps.events import Events, Listener, check_listener
 from fastapi_lifespan_deps.exceptions import combined
+from fastapi_lifespan_deps.see.providers import spans_of
 from fastapi_lifespan_deps.see.summary import Summary
 from fastapi_lifespan_deps.see.watch import Watch
 
@@ -100,8 +101,10 @@ class Run:
         self.overrides_provider = overrides_provider
         self._binder = binder
         self.events = Events(*options.listeners)
+        spans = spans_of(application)
+        self.events.listen(spans.hear)
         supervisor = Supervisor(
-            self.events, Watch(options.slow_after), concurrent=options.is_concurrent
+            self.events, Watch(options.slow_after), spans, concurrent=options.is_concurrent
         )
         self.live = LiveValues(application, supervisor)
         self.events.listen(Summary(self.live, is_concurrent=options.is_concurrent))
@@ -198,6 +201,7 @@ class Run:
     def begin_to_stop(self) -> None:
         """Note that the application serves no more."""
         self.live.phase = "stopping"
+        self.live.supervisor.spans.shut_down()
         self._since = anyio.current_time()
 
     def end(self, failure: BaseException | None) -> None:

@@ -12,6 +12,7 @@ from anyio import CancelScope, CapacityLimiter, Event, get_cancelled_exc_class, 
 
 from fastapi_lifespan_deps.events import Events
 from fastapi_lifespan_deps.exceptions import combined, name_of
+from fastapi_lifespan_deps.see.spans import Spans
 from fastapi_lifespan_deps.see.watch import Watch
 
 from .instance import Instance
@@ -31,9 +32,10 @@ class ApplicationStops(RuntimeError):
 class Supervisor:
     """Starts the instances of a run, and stops them in reverse, whatever happens."""
 
-    def __init__(self, events: Events, watch: Watch, *, concurrent: bool) -> None:
+    def __init__(self, events: Events, watch: Watch, spans: Spans, *, concurrent: bool) -> None:
         self.events = events
         self.watch = watch
+        self.spans = spans
         # What has begun and not ended, in start order, each with its number in that order.
         self.instances: dict[Instance, int] = {}
         self._numbers = itertools.count()
@@ -46,6 +48,7 @@ class Supervisor:
         self.kept: MutableMapping[Any, Any] = {}
         self._errors: deque[BaseException] = deque(maxlen=MAX_ERRORS)
         self.tasks = Tasks()
+        self.tasks.prepare(spans.forget)
         self._task: object = None
         self.closing = Event()
         self._closed = Event()

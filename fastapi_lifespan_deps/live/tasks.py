@@ -57,6 +57,10 @@ class Tasks:
         """Set a context variable for all tasks that start from now on."""
         self._context.run(variable.set, value)
 
+    def prepare(self, function: Callable[[], object]) -> None:
+        """Change the context of all tasks that start from now on."""
+        self._context.run(function)
+
     def check_loop(self, *, or_none: bool = False) -> None:
         """Raise unless we are in their event loop; or, with `or_none`, in a thread without one."""
         self.check_process()
