@@ -5,6 +5,7 @@ Only `providers.py` imports this, where there is somebody to tell: opentelemetry
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from contextvars import Token
 from functools import partial
 from time import perf_counter, time_ns
 from types import TracebackType
@@ -13,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from opentelemetry import trace
 from opentelemetry._logs import LoggerProvider, NoOpLoggerProvider, SeverityNumber
-from opentelemetry.context import Context, Token, attach, detach, get_current
+from opentelemetry.context import Context, attach, detach, get_current
 from opentelemetry.metrics import MeterProvider, NoOpMeterProvider
 from opentelemetry.trace import Link, NoOpTracerProvider, StatusCode, TracerProvider
 
@@ -214,10 +215,8 @@ class InstanceSpan(CurrentSpan):
         if step == "start":
             self.started_for = run.refreshing
         with run.harmless:
-            parent = run.context_for(step, self.replaced_by)
-            self._open(step, parent, self._start)
-            if self._span is not None:
-                self._start = (self._span.get_span_context(),)
+            context = self._open(step, run.context_for(step, self.replaced_by), self._start)
+            self._start = (trace.get_current_span(context).get_span_context(),)
 
     def end(self, error: BaseException | None = None) -> None:
         run = self._run
@@ -243,9 +242,9 @@ class RefreshSpan(CurrentSpan):
         run = self._run
         with run.harmless:
             self._context = run.refreshing = self._open(step, Context(), [self._asked_in])
-            for span in map(run.living.get, replaced):
-                if span is not None:
-                    span.replaced_by = span.replaced_by or self._context
+            for one in replaced:
+                span = run.living[one]
+                span.replaced_by = span.replaced_by or self._context
 
     def end(self, error: BaseException | None = None) -> None:
         run, context = self._run, self._context
