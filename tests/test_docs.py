@@ -11,8 +11,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -26,7 +27,7 @@ import trio
 from fastapi import BackgroundTasks, FastAPI, Request, Response
 from fastapi.testclient import TestClient
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
@@ -766,6 +767,55 @@ def test_telemetry_that_replaces_the_class(kind: str) -> None:
         instrumentor.uninstrument()
         provider.shutdown()
     assert bool(exporter.get_finished_spans()) is (kind == "enabled")
+
+
+def drawn(spans: Sequence[ReadableSpan]) -> str:
+    """Spans below their parents, in the order in which they began."""
+    lines = []
+    for root in sorted(spans, key=lambda span: span.start_time or 0):
+        if root.parent is None:
+            lines.append(root.name)
+            lines += [
+                f"    {span.name}"
+                for span in sorted(spans, key=lambda span: span.start_time or 0)
+                if span.parent is not None and span.parent == root.context
+            ]
+    return "\n".join([*lines, ""])
+
+
+@pytest.mark.skipif(find_spec("fastapi.telemetry") is None, reason="FastAPI 0.142 and later")
+@pytest.mark.anyio
+async def test_what_is_traced() -> None:
+    example = load("telemetry_server")
+    exporter = InMemorySpanExporter()
+    example.tracer_provider.add_span_processor(SimpleSpanProcessor(exporter))
+    async with running(example.app):
+        get_pool = importlib.import_module("docs_src.first_steps").get_pool
+        await (await example.app.lifespan_container.refresh(get_pool)).wait()
+    example.tracer_provider.shutdown()
+    example.meter_provider.shutdown()
+    assert (
+        drawn(exporter.get_finished_spans()) == (ROOT / "docs_src/telemetry_spans.txt").read_text()
+    )
+
+
+def test_what_a_command_traces() -> None:
+    load("telemetry_worker")
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "docs_src.telemetry_worker"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.startswith("user 1 of postgresql://localhost/shop\n")
+    assert re.findall(r'^    "name": "(.*)"', result.stdout, re.MULTILINE) == [
+        "start get_pool",
+        "lifespan startup",
+        "stop get_pool",
+        "lifespan shutdown",
+        "show user",
+    ]
 
 
 class ModelFile:

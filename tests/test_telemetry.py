@@ -16,6 +16,7 @@ from anyio.from_thread import run as run_in_loop
 from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
@@ -343,6 +344,8 @@ async def test_a_task_of_a_provider_keeps_the_span_of_the_start(recorded: Record
         await gate.wait()
         with recorded.tracer.start_as_current_span("work"):
             pass
+        with recorded.tracer.start_as_current_span("poll", context=Context()):
+            pass
 
     async def get() -> AsyncIterator[int]:
         async with anyio.create_task_group() as tasks:
@@ -351,7 +354,7 @@ async def test_a_task_of_a_provider_keeps_the_span_of_the_start(recorded: Record
 
     async with LifespanContainer(get):
         gate.open()
-    assert "work < start get" in recorded.tree()
+    assert recorded.tree()[2:4] == ["work < start get", "poll"]
 
 
 # What goes wrong
@@ -1053,6 +1056,35 @@ async def test_telemetry_that_ends_first(
         assert (await client.get("/")).json() == "engine of pool"
         await app.lifespan_container.refresh(get_pool)
     assert recorded.tree() == LIFE[:3]
+
+
+async def test_telemetry_that_is_configured_at_the_startup(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As FastAPI configures it, before the application sees that it starts; and it has all spans
+    before the server hears of the end.
+    """
+    recorded = Recorded()
+    traced: list[str] = []
+
+    async def receive() -> dict[str, Any]:
+        if traced:
+            return {"type": "lifespan.shutdown"}
+        monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER", recorded.spans_from)
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Any) -> None:
+        traced.append(message["type"])
+        traced.extend(recorded.tree())
+
+    await service()({"type": "lifespan", "app": None, "state": {}}, receive, send)
+    assert traced == [
+        "lifespan.startup.complete",
+        *LIFE[:3],
+        "lifespan.shutdown.complete",
+        *LIFE,
+    ]
+    recorded.shut_down()
 
 
 async def test_an_application_that_starts_twice(recorded: Recorded) -> None:
