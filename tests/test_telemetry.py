@@ -433,6 +433,28 @@ async def test_a_failing_stop(recorded: Recorded) -> None:
     assert [one.event_name for one in recorded.logs()] == ["fastapi_lifespan_deps.stop_failed"]
 
 
+@pytest.mark.parametrize("what", ["container", "application"])
+async def test_what_ends_the_serving_is_no_failure_of_the_shutdown(
+    what: str, recorded: Recorded
+) -> None:
+    async def get() -> AsyncIterator[int]:
+        yield 1
+        if is_failing:
+            raise ConnectionError
+
+    app = LifespanFastAPI()
+    app.get("/")(_taking(get))
+    is_failing = False
+    for expected in (ValueError, ExceptionGroup):
+        run = LifespanContainer(get) if what == "container" else app.router.lifespan_context(app)
+        with pytest.raises(expected):
+            async with run:
+                raise ValueError
+        shutdown = recorded.span("lifespan shutdown")
+        assert (shutdown.status.status_code is StatusCode.ERROR) is is_failing
+        is_failing = True
+
+
 async def test_a_death(recorded: Recorded) -> None:
     """It belongs to nothing but the start; and the log event to no span."""
     gate = Gate()
@@ -997,7 +1019,7 @@ async def test_what_is_broken_harms_nothing(
             async with container:
                 assert container.get(get_sick) == "engine of pool"
                 await container.refresh(get_pool)
-    [record] = [one for one in caplog.records if one.message.startswith("Telemetry failed")]
+    [record] = [one for one in caplog.records if one.message.startswith("OpenTelemetry failed")]
     assert record.levelno == logging.WARNING
     assert record.exc_info is not None
     has_others = what not in ("tracers", "meters")
@@ -1026,7 +1048,7 @@ async def test_a_current_span_that_is_broken(
         "stop get_pool -> start get_pool",
     ]
     assert [one.message for one in caplog.records] == [
-        "Telemetry failed; nothing else is harmed",
+        "OpenTelemetry failed, so what it has of this run may not be whole",
     ]
 
 

@@ -34,7 +34,7 @@ def spans_of(application: Any) -> Spans:
 
             return Telemetry(*found)
     except Exception:
-        logger.warning("Telemetry failed, and this run has none", exc_info=True)
+        logger.warning("OpenTelemetry failed, so it has nothing of this run", exc_info=True)
     return Spans()
 
 

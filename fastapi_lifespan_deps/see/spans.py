@@ -27,6 +27,9 @@ class Span:
         """Note that what began is over, if anything did; `error` says why it failed."""
 
 
+_UNTRACED = Span()
+
+
 class Spans:
     """Those of one run, from its startup to its shutdown."""
 
@@ -35,7 +38,7 @@ class Spans:
 
     def of(self, provider: Callable[..., Any], instance: object = None) -> Span:
         """That of an instance; or of a refresh, which is asked for by whoever calls this."""
-        return Span()
+        return _UNTRACED
 
     def forget(self) -> None:
         """Let nothing that starts in this context belong to the span that is current in it."""

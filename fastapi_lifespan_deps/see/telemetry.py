@@ -3,6 +3,7 @@
 Only `providers.py` imports this, where there is somebody to tell: opentelemetry comes with it.
 """
 
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from contextvars import Token
@@ -132,7 +133,9 @@ class Harmless(AbstractContextManager[None]):
             return False
         if not self._is_known:
             self._is_known = True
-            logger.warning("Telemetry failed; nothing else is harmed", exc_info=error)
+            logger.warning(
+                "OpenTelemetry failed, so what it has of this run may not be whole", exc_info=error
+            )
         return True
 
 
@@ -147,6 +150,8 @@ class Phase:
         self._run = run
         self._name = name
         self._began = time_ns()
+        # What has ended the serving, or the code that was to run, is no failure of the shutdown.
+        self._raised = sys.exc_info()[1]
         self._around = get_current()
         if getattr(trace.get_current_span(), "end_time", None) is not None:
             self._around = Context()
@@ -164,6 +169,8 @@ class Phase:
         return self._span
 
     def end(self, error: BaseException | None) -> None:
+        if error is self._raised:
+            error = None
         if error is not None or self._span is not None:
             _end(self._its_span(), error)
 
