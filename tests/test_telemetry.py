@@ -720,13 +720,18 @@ async def test_metrics(recorded: Recorded) -> None:
 
 
 async def test_health(recorded: Recorded) -> None:
-    """It is what was told last."""
+    """It is what was told last; a fresh instance is healthy until its check fails."""
     spans = spans_of(None)
     events = Events(spans.hear)
+    events.tell("started", get_pool)
+    assert recorded.values("health") == {}
     events.tell(cast(Any, "unhealthy"), get_pool, error=ConnectionError())
     events.tell(cast(Any, "unhealthy"), get_engine, error=ConnectionError())
+    assert recorded.values("health") == {("get_pool",): 0, ("get_engine",): 0}
     events.tell(cast(Any, "healthy"), get_pool)
     assert recorded.values("health") == {("get_pool",): 1, ("get_engine",): 0}
+    events.tell("started", get_engine)
+    assert recorded.values("health") == {("get_pool",): 1, ("get_engine",): 1}
 
 
 # Which runs

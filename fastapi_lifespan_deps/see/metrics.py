@@ -15,7 +15,6 @@ SCOPE = "fastapi_lifespan_deps"  # the name of all that is made here, and what n
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 _OUTCOMES = {"refreshed": "success", "refresh_failed": "failure"}
-_HEALTH = {"healthy": 1, "unhealthy": 0}
 
 
 class Metrics:
@@ -44,6 +43,7 @@ class Metrics:
         self._health = meter.create_gauge(
             f"{SCOPE}.health", "1", "1 if the health check of a dependency passes, else 0."
         )
+        self._unhealthy: set[str] = set()
 
     def took(
         self,
@@ -65,10 +65,16 @@ class Metrics:
         """Count what happens."""
         if event.provider is None:
             return
-        which = {"code.function.name": function_name(event.provider)}
-        if event.kind in _OUTCOMES:
-            self._refreshes.add(1, {**which, "outcome": _OUTCOMES[event.kind]})
-        elif event.kind == "died":
+        kind: str = event.kind
+        name = function_name(event.provider)
+        which = {"code.function.name": name}
+        if kind in _OUTCOMES:
+            self._refreshes.add(1, {**which, "outcome": _OUTCOMES[kind]})
+        elif kind == "died":
             self._deaths.add(1, which)
-        elif event.kind in _HEALTH:
-            self._health.set(_HEALTH[event.kind], which)
+        elif kind == "unhealthy":
+            self._unhealthy.add(name)
+            self._health.set(0, which)
+        elif kind in ("healthy", "started") and name in self._unhealthy:
+            self._unhealthy.discard(name)  # of a fresh instance, nobody says that it is healthy
+            self._health.set(1, which)
