@@ -1,6 +1,7 @@
 """FastAPI dependencies that live as long as the application."""
 
 from .call.container import LifespanContainer, inject
+from .call.health import DependencyHealth, HealthReport
 from .call.sets import DependencySet, dependency_sets
 from .call.view import View, current_container, get_container
 from .call.worker import WorkerSummary, run_worker
@@ -26,13 +27,16 @@ from .serve.applications import (
     lifespan_container,
     lifespan_graph,
 )
+from .serve.health import add_health_routes
 
 __all__ = [
     "DependencyCycleError",
+    "DependencyHealth",
     "DependencyScopeError",
     "DependencySet",
     "Depends",
     "Draining",
+    "HealthReport",
     "InvalidDependencyScope",
     "InvalidLifespanDependency",
     "LifespanContainer",
@@ -49,6 +53,7 @@ __all__ = [
     "UninitializedLifespanDependency",
     "View",
     "WorkerSummary",
+    "add_health_routes",
     "current_container",
     "dependency_sets",
     "enable_lifespan_scope",

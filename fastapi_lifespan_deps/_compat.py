@@ -14,6 +14,7 @@ from typing import Any
 from fastapi import params, routing
 from fastapi.dependencies import models
 from fastapi.dependencies.models import Dependant
+from starlette._utils import get_route_path  # all: the path without that of a mount
 from starlette._utils import is_async_callable as is_async_callable  # all: asked of hooks
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Host, Mount, Route, Router, WebSocketRoute
@@ -172,6 +173,18 @@ def overrides_provider_of(scope: Any) -> Any:
         return context.dependency_overrides_provider
     # APIRoute.dependency_overrides_provider, APIWebSocketRoute's: all
     return getattr(route, "dependency_overrides_provider", scope.get("app"))
+
+
+def exclude_from_telemetry(app: Any, is_excluded: Callable[[str], bool]) -> None:
+    """Let FastAPI's own telemetry take no notice of requests to some paths of an application."""
+    # FastAPI._telemetry, which is looked at for each request: 0.142.0 and later
+    config: dict[str, Any] = getattr(app, "_telemetry", {})
+    before = config.get("exclude")
+
+    def exclude(scope: Any) -> bool:
+        return is_excluded(get_route_path(scope)) or (before is not None and before(scope))
+
+    config["exclude"] = exclude
 
 
 class EndpointContexts:

@@ -26,6 +26,8 @@ EventKind = Literal[
     "overrides_applied",
     "drain_slow",
     "drain_timed_out",
+    "unhealthy",
+    "healthy",
     "up",
     "down",
 ]
@@ -43,7 +45,8 @@ class LifespanEvent:
             `"start_failed"`; later `"stopping"`, then `"stopped"` or `"stop_failed"`; or it has
             `"died"`, ended by itself. One is `"refreshing"`, then `"refreshed"` or
             `"refresh_failed"`. Old instances are still used after 30 seconds for which somebody
-            waits (`"drain_slow"`), or after their `drain_timeout` (`"drain_timed_out"`). Changed
+            waits (`"drain_slow"`), or after their `drain_timeout` (`"drain_timed_out"`). A health
+            check has begun to fail (`"unhealthy"`), or passes again (`"healthy"`). Changed
             `dependency_overrides` have come into force (`"overrides_applied"`). The application
             is `"up"`, and in the end `"down"`.
         provider: the callable; of a refresh, the one that was asked for; of overrides, the one
@@ -51,8 +54,8 @@ class LifespanEvent:
         name: the qualified name of the provider; None where there is no provider.
         where: its `file:line`, as far as it can be known; None where there is no provider.
         time_ns: when it happened, as `time.time_ns()` tells it.
-        seconds: how long it took, for what ends something; for `"drain_timed_out"` and
-            `"drain_slow"`, how long was waited. None for what begins.
+        seconds: how long it took, for what ends something, and for a health check; for
+            `"drain_timed_out"` and `"drain_slow"`, how long was waited. None for what begins.
         error: what went wrong, for the kinds that say so; also for `"overrides_applied"` and
             `"down"`, if something did.
         is_raised: whether somebody is told of `error` otherwise: the server or whoever asked, by an
@@ -144,6 +147,8 @@ _MESSAGES = {
         logging.WARNING,
         "The old `%(name)s` is stopped after %(seconds)g seconds, though %(error)s",
     ),
+    "unhealthy": (logging.WARNING, "`%(name)s` is unhealthy: its check fails"),
+    "healthy": (logging.INFO, "`%(name)s` is healthy again"),
 }
 _EXPLAINED = ("drain_slow", "drain_timed_out")  # whose error is a part of the message
 

@@ -28,6 +28,7 @@ from fastapi_lifespan_deps.live.generation import Generation, Pin, labels
 from fastapi_lifespan_deps.live.run import Run
 from fastapi_lifespan_deps.live.tasks import call_soon, current_loop, current_task, finished
 
+from .health import HealthChecks
 from .leaving import Entered, Failures, enter, in_order, leave
 from .order import Arguments, Order, bound_arguments, injected_names, order_of, rebound
 
@@ -55,6 +56,7 @@ class Calls:
     def __init__(self, run: Run, container: Callable[[Standing], Any]) -> None:
         self._run = run
         self._container = container
+        self.checks = HealthChecks(run)
         self._lock = threading.Lock()
         self._running: dict[object, Cancellable | None] = {}  # None: in a thread, which goes on
         # of their own: what functions wait for may need one of anyio's
@@ -122,7 +124,11 @@ class Calls:
             self._listeners.remove(listener)
 
     async def close(self) -> None:
-        """Let running calls end; after a time cancel them, and wait until they were left."""
+        """Let running calls end; after a time cancel them, and wait until they were left.
+
+        Checks of health are cut off, and not waited for.
+        """
+        self.checks.close()
         for listener in self._listeners:
             listener()
         with self._lock:

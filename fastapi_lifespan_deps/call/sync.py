@@ -15,6 +15,7 @@ from fastapi_lifespan_deps.live.asking import Standing
 from fastapi_lifespan_deps.live.refresh import Draining, Policy
 
 from .calls import check_thread, invoking
+from .health import HealthReport
 from .inject import original_of
 from .threads import call_in_thread
 from .view import View
@@ -92,6 +93,13 @@ class SyncView(View):
         self._check_here()
         refresh = partial(super().refresh, provider, policy=policy, drain_timeout=drain_timeout)
         return SyncDraining(self._portal.call(refresh), self._portal)
+
+    def check_health(  # type: ignore[override]
+        self, *, timeout: float | timedelta = 0.8
+    ) -> HealthReport:
+        """Ask whether each lifespan dependency is in order: see `View.check_health`."""
+        self._check_here()
+        return self._portal.call(partial(super().check_health, timeout=timeout))
 
     def enter(  # type: ignore[override]
         self, provider: Callable[..., Any]

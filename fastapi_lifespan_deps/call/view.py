@@ -21,6 +21,7 @@ from fastapi_lifespan_deps.live.run import Run
 from fastapi_lifespan_deps.see.graph import LifespanGraph, graph_of
 
 from .calls import Calls
+from .health import HealthReport, seconds_given
 from .inject import injecting
 from .order import check
 from .streams import Entering
@@ -194,6 +195,41 @@ class View:
             raise ValueError(f"drain_timeout={drain_timeout!r}: give seconds, or a timedelta")
         draining: Draining = await at.run.refresher.refresh(provider, policy, seconds, at.pin)
         return draining
+
+    async def check_health(self, *, timeout: float | timedelta = 0.8) -> HealthReport:
+        """Ask whether each lifespan dependency is in order, by its `Depends(..., health=check)`.
+
+        All checks are made at once, those of plain functions in worker threads. A check that is
+        under way for somebody else is joined. A value is not stopped under its check. When the
+        time is up, a check is cancelled, and fails; a thread goes on, and no other check of that
+        value begins before it has ended. A dependency that has died, is being replaced, or could
+        not be started fails. One without a check passes while it is alive. What overrides a
+        dependency has only a check of its own.
+
+        It tells of what requests get that arrive now, also where the container belongs to a
+        request. A change is told to the listener, and logged.
+
+        Args:
+            timeout: seconds, or a `timedelta`, that each check may take.
+
+        Raises:
+            ValueError: `timeout` is not more than 0.
+            LifespanDependencyError: a health check asks for it.
+            LifespanNotRunning: this is another event loop than that of the application.
+
+        Example:
+            ```python
+            @asynccontextmanager
+            async def lifespan(app: LifespanFastAPI) -> AsyncIterator[None]:
+                report = await app.lifespan_container.check_health()
+                if report.status == "fail":
+                    raise RuntimeError(report)
+                yield
+            ```
+        """
+        seconds = seconds_given("timeout", timeout)
+        report: HealthReport = await self._standing.run.calls.checks.report(seconds)
+        return report
 
     def graph(self) -> LifespanGraph:
         """What runs, and what depends on what: see `LifespanGraph`.

@@ -20,7 +20,7 @@ from fastapi_lifespan_deps.absence import (
 )
 from fastapi_lifespan_deps.declare.collect import Injection, declared
 from fastapi_lifespan_deps.declare.params import Key
-from fastapi_lifespan_deps.declare.plan import Node, OverridesProvider, Plan
+from fastapi_lifespan_deps.declare.plan import Node, OverridesProvider, Plan, Provider
 from fastapi_lifespan_deps.exceptions import LifespanDependencyError, name_of
 from fastapi_lifespan_deps.see.graph import Status
 
@@ -258,14 +258,18 @@ class Generation(dict[Injection, Callable[..., Any]]):
             raise (many_places if overrides_provider in placed else not_declared)(key.provider)
         if not isinstance(found, Node):
             raise invalid_override(key.provider, found)
-        instance = self.instances.get(found)
+        return self.instance(found, key.provider).value
+
+    def instance(self, node: Node, provider: Provider) -> Instance:
+        """What lives for a node, which stands for a provider. Raise why there is nothing."""
+        instance = self.instances.get(node)
         if instance is None:
-            raise self.absent.get(found, Absence()).error(key.provider)
+            raise self.absent.get(node, Absence()).error(provider)
         if instance.died_of is not None:
             raise instance.died_of.death()
         if not instance.is_alive:
-            raise stopped(key.provider)
-        return instance.value
+            raise stopped(provider)
+        return instance
 
     def status(self, node: Node) -> Status:
         """What has become of a node."""

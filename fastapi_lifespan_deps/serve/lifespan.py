@@ -106,6 +106,7 @@ class Lifespan:
                 host.runs.open(run)
                 async with lifecycle.entered(app) as state:
                     host.runs.open(run)  # which may have values now
+                    _check_required(run)
                     run.serve()
                     try:
                         yield state if run.is_empty else {**(state or {}), SCOPE_KEY: run}
@@ -118,6 +119,14 @@ class Lifespan:
         finally:
             run.end(failure)
             del failure  # see `Supervisor.close`
+
+
+def _check_required(run: Run) -> None:
+    """Raise unless a run has what the routers need that it serves, mounted ones among them."""
+    for application in run.current.plan.overrides:
+        router = getattr(application, "router", None)
+        for check in getattr(router, "requirements", ()):
+            check(run)
 
 
 async def _release(live: LiveValues, pin: Pin) -> None:

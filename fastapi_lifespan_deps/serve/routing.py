@@ -40,6 +40,9 @@ class LifespanRouter(APIRouter):
     included_dependencies: list[params.Depends]
     """What was listed where others were included."""
 
+    requirements: list[Callable[[Run], None]]
+    """What raises unless a run has what routes need; asked before the application serves."""
+
     _host: Host
 
     _inner: ASGIApp
@@ -68,6 +71,7 @@ class LifespanRouter(APIRouter):
             assert isinstance(router, cls)
             router.lifespan_runs = Runs()
             router.included_dependencies = []
+            router.requirements = []
             router._host = Host(router, router.lifespan_runs)
             router._inner = called_by(kind.__call__, router)
             router.lifespan_context = context
