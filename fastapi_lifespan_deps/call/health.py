@@ -326,8 +326,9 @@ class HealthChecks:
 
     def _let_go(self, flight: Flight) -> None:
         """Let another check begin, if nothing of this one goes on."""
-        if flight.settled.is_set() and not flight.is_in_thread:
-            self._flights.pop(flight.instance, None)
+        is_over = flight.settled.is_set() and not flight.is_in_thread
+        if is_over and self._flights.get(flight.instance) is flight:
+            del self._flights[flight.instance]
 
 
 def nodes_of(plan: Plan, providers: Iterable[Provider]) -> set[Node]:

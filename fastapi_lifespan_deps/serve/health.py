@@ -215,11 +215,12 @@ def _check_path(name: str, path: str, routes: Iterable[BaseRoute]) -> None:
         raise ValueError(f'{name}={path!r}: a path begins with "/"')
     taken = next(_answering(path, routes), None)
     if taken is not None:
-        call = getattr(taken, "endpoint", None) or getattr(taken, "app", taken)
+        call = getattr(taken, "endpoint", None)
+        known = f"`{name_of(call)}` ({location_of(call)})"
         raise LifespanDependencyError(
-            f"add_health_routes({name}={path!r}): `{name_of(call)}` ({location_of(call)}) answers "
-            "that path already. Choose another one, add the health routes first, or leave this "
-            f"one out: {name}=None."
+            f"add_health_routes({name}={path!r}): {known if call else 'what is mounted or included'} "
+            "answers that path already. Choose another one, add the health routes first, or leave "
+            f"this one out: {name}=None."
         )
 
 
