@@ -216,11 +216,10 @@ def _check_path(name: str, path: str, routes: Iterable[BaseRoute]) -> None:
     taken = next(_answering(path, routes), None)
     if taken is not None:
         call = getattr(taken, "endpoint", None)
-        known = f"`{name_of(call)}` ({location_of(call)})"
+        by = f"`{name_of(call)}` ({location_of(call)})" if call else "what is mounted or included"
         raise LifespanDependencyError(
-            f"add_health_routes({name}={path!r}): {known if call else 'what is mounted or included'} "
-            "answers that path already. Choose another one, add the health routes first, or leave "
-            f"this one out: {name}=None."
+            f"add_health_routes({name}={path!r}): {by} answers that path already. Choose another "
+            f"one, add the health routes first, or leave this one out: {name}=None."
         )
 
 
