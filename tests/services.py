@@ -34,13 +34,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def redis_server(directory: Path) -> Iterator[str]:
+def redis_server(directory: Path, port: int | None = None) -> Iterator[str]:
     """A Redis that keeps nothing, from its first answer on; its URL."""
     server = program("redis-server")
     # Somebody else may take the port before the server does: then another.
-    for port in [free_port() for _ in range(5)]:
+    for tried in [port] if port else [free_port() for _ in range(5)]:
         process = subprocess.Popen(
-            [server, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", directory],
+            [server, "--bind", "127.0.0.1", "--port", str(tried), "--save", "", "--dir", directory],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -48,7 +48,7 @@ def redis_server(directory: Path) -> Iterator[str]:
         with process:
             try:
                 if any("Ready to accept connections" in line for line in process.stdout):
-                    yield f"redis://127.0.0.1:{port}"
+                    yield f"redis://127.0.0.1:{tried}"
                     return
             finally:
                 process.terminate()

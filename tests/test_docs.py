@@ -44,6 +44,7 @@ from fastapi_lifespan_deps import (
     InvalidDependencyScope,
     InvalidLifespanDependency,
     LifespanContainer,
+    LifespanDependencyError,
     LifespanEvent,
     LifespanFastAPI,
     LifespanNotRunning,
@@ -70,6 +71,7 @@ MODEL_SERVING = ("docs_src/model_serving/", "docs_src/ray_serve.py", "docs_src/d
 TESTED_ELSEWHERE = (
     "docs_src/command_line/",
     "docs_src/grpc/",
+    "docs_src/health/",
     "docs_src/testing/",
     "docs_src/workers/",
 )
@@ -1141,6 +1143,7 @@ ERRORS: dict[str, type[Exception]] = {
     "plain_app": UninitializedLifespanDependency,
     "other_event_loop": UninitializedLifespanDependency,
     "late_route": UninitializedLifespanDependency,
+    "no_health_check": LifespanDependencyError,
     "own_place": UninitializedLifespanDependency,
     "no_request": UninitializedLifespanDependency,
     "no_application": UninitializedLifespanDependency,

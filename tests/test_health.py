@@ -715,16 +715,12 @@ async def test_a_change_of_health_is_told_and_logged_once(
         assert second.error is None
         assert first.seconds is not None
         assert second.seconds is not None
-    told = [(record.levelname, record.getMessage()) for record in caplog.records]
-    assert (
-        told
-        == [
+        told = [(record.levelname, record.getMessage()) for record in caplog.records]
+        assert told == 2 * [
             ("WARNING", "`get_thing` is unhealthy: its check fails"),
             ("INFO", "`get_thing` is healthy again"),
         ]
-        * 2
-    )
-    assert caplog.records[0].exc_info is not None
+        assert caplog.records[0].exc_info is not None
 
 
 async def test_a_fresh_instance_is_healthy_until_it_is_found_not_to_be() -> None:

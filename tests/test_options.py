@@ -4,7 +4,7 @@ import copyreg
 import functools
 import itertools
 import pickle
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -744,3 +744,138 @@ async def test_a_mounted_app_shares_the_options_of_what_it_shares() -> None:
     with anyio.fail_after(10), pytest.raises(LifespanTimeout, match="GET /sub/"):
         async with running(app):
             pass
+
+
+# --- Health
+
+
+def generates(value: Any) -> Iterator[None]:
+    yield
+
+
+async def generates_too(value: Any) -> AsyncIterator[None]:
+    yield
+
+
+class Checks:
+    def generates(self, value: Any) -> Iterator[None]:
+        yield
+
+    def takes_two(self, value: Any, other: Any) -> None: ...
+
+    def __call__(self) -> None: ...
+
+
+class Unhashable:
+    __hash__ = None  # type: ignore[assignment]  # that is what makes it so
+
+    def __call__(self, value: Any) -> None: ...
+
+
+NO_CHECKS = [
+    (3, "3 is not a callable object"),
+    ("ping", "'ping' is not a callable object"),
+    (False, "False is not a callable object"),
+    (generates, "it has a `yield`"),
+    (generates_too, "it has a `yield`"),
+    (Checks().generates, "it has a `yield`"),
+    (functools.partial(generates), "it has a `yield`"),
+    (lambda: None, "too many positional arguments"),
+    (lambda value, other: None, "missing a required argument: 'other'"),
+    (lambda *, value: None, "too many positional arguments"),
+    (Checks().takes_two, "missing a required argument: 'other'"),
+    (Checks(), "too many positional arguments"),
+    (Unhashable(), "unhashable type: 'Unhashable'"),
+]
+
+
+@pytest.mark.parametrize(("health", "problem"), NO_CHECKS)
+def test_a_health_check_can_be_called_with_the_value_alone(health: Any, problem: str) -> None:
+    with pytest.raises(InvalidLifespanDependency) as refused:
+        lifespan(health=health)
+    assert refused.value.dependency is get_value
+    message = str(refused.value)
+    assert message.startswith('`Depends(get_value, scope="lifespan")` cannot have health=')
+    assert message.endswith(
+        f" ({problem}). Give a function that can be called with the value alone, async or not, and "
+        "that raises or returns False if the value is not in order."
+    )
+
+
+@pytest.mark.parametrize(
+    "health",
+    [
+        lambda value: None,
+        lambda value, more=1: None,
+        lambda *values: None,
+        functools.partial(lambda more, value: None, 1),
+        print,
+        iter,  # it doesn't show what it takes
+        int,
+    ],
+)
+def test_whatever_can_be_called_with_the_value_alone_is_a_health_check(health: Any) -> None:
+    assert lifespan(health=health) == lifespan(health=health) != lifespan()
+    assert hash(lifespan(health=health)) == hash(lifespan(health=health))
+
+
+@pytest.mark.parametrize("scope", [None, "function", "request"])
+def test_a_health_check_needs_the_scope(scope: Any) -> None:
+    with pytest.raises(InvalidLifespanDependency) as refused:
+        Depends(get_value, scope=scope, health=print)
+    assert str(refused.value) == (
+        f'`Depends(get_value, scope={scope!r})` takes `health` with scope="lifespan" only. '
+        'Add scope="lifespan", or leave the option out.'
+    )
+
+
+async def is_in_order(value: Any) -> bool:
+    return True
+
+
+@places
+@on_one_loop
+async def test_places_that_set_a_health_check_differently_are_named_at_startup(
+    place: Callable[[Any], FastAPI], label: str, step: str
+) -> None:
+    app = place(lifespan(health=is_in_order))
+    app.get("/one", dependencies=[lifespan(health=print)])(lambda: None)
+    with pytest.raises(InvalidLifespanDependency) as refused:
+        async with running(app):
+            pass
+    message = str(refused.value)
+    for name in ("is_in_order", "print"):
+        assert f"health={name} in " in message
+    assert message.endswith("Set health in one of them: the others inherit it.")
+
+
+@places
+@on_one_loop
+async def test_a_place_that_does_not_set_a_health_check_inherits_it(
+    place: Callable[[Any], FastAPI], label: str, step: str
+) -> None:
+    seen: list[Any] = []
+
+    def look(value: Any) -> None:
+        seen.append(value)
+
+    for first, second in (
+        (lifespan(health=look), lifespan()),
+        (lifespan(), lifespan(health=look)),
+        (lifespan(health=look), lifespan(health=look)),
+    ):
+        app = place(first)
+        app.get("/one", dependencies=[second])(lambda: None)
+        async with running(app):
+            await cast(Any, app.router).lifespan_container.check_health()
+        assert seen
+        seen.clear()
+
+
+@on_one_loop
+async def test_an_inferred_class_keeps_its_health_check() -> None:
+    seen: list[Any] = []
+    app = used_by_a_route(lifespan(None, health=seen.append))
+    async with running(app):
+        await cast(Any, app.router).lifespan_container.check_health()
+    assert isinstance(seen[0], Inferred)
