@@ -176,7 +176,7 @@ def test_bfloat16_gives_nearly_the_same_scores(
 
 def test_device_is_cuda_when_there_is_one(client: TestClient) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    answer = client.get("/readyz")
+    answer = client.get("/healthz")
     assert answer.status_code == 200
     assert answer.json()["status"] == "ready"
     assert answer.json()["model"] == "all-MiniLM-L6-v2"
@@ -372,8 +372,8 @@ def test_directory_checksum_device_and_limits_come_from_the_environment(
     monkeypatch.setenv("MODEL_SERVING_MAX_TEXTS", "2")
     monkeypatch.setenv("MODEL_SERVING_MAX_TEXT_LENGTH", "10")
     with TestClient(app) as client:
-        assert client.get("/readyz").json()["model"] == "my-model"
-        assert client.get("/readyz").json()["device"] == "cpu"
+        assert client.get("/healthz").json()["model"] == "my-model"
+        assert client.get("/healthz").json()["device"] == "cpu"
         many = client.post("/embeddings", json={"texts": ["a", "b", "c"]}).json()
         assert many["detail"][0]["msg"] == "Send at most 2 texts: the list has 3."
         long = client.post("/embeddings", json={"texts": ["a" * 11]}).json()
@@ -387,7 +387,7 @@ def test_empty_variables_are_unset_ones(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("MODEL_SERVING_DEVICE", "")
     monkeypatch.setitem(app.dependency_overrides, get_model, lambda: CountWords())
     with TestClient(app) as client:
-        assert client.get("/readyz").json()["model"] == "all-MiniLM-L6-v2"
+        assert client.get("/healthz").json()["model"] == "all-MiniLM-L6-v2"
 
 
 def test_directory_without_a_checksum_is_trusted(
@@ -397,7 +397,7 @@ def test_directory_without_a_checksum_is_trusted(
     directory = save_second_version(tmp_path / "v2")
     monkeypatch.setenv("MODEL_SERVING_MODEL_DIR", str(directory))
     with TestClient(app) as client:
-        assert client.get("/readyz").json()["model"] == "v2"
+        assert client.get("/healthz").json()["model"] == "v2"
         assert cosines(client, "a cat", "a cat")["a cat"] == pytest.approx(1, abs=1e-5)
 
 

@@ -37,9 +37,10 @@ def samples(client: TestClient) -> dict[str, float]:
 # Health
 
 
-def test_readiness_says_what_serves_and_where() -> None:
+def test_health_says_what_serves_and_where() -> None:
     with TestClient(app) as client:
-        answer = client.get("/readyz")
+        assert client.get("/readyz").json() == {"status": "pass"}
+        answer = client.get("/healthz")
         assert answer.status_code == 200
         assert answer.json() == {
             "status": "ready",
@@ -51,8 +52,9 @@ def test_readiness_says_what_serves_and_where() -> None:
 
 def test_an_application_that_has_not_started_lives_and_is_not_ready() -> None:
     client = TestClient(app)
-    assert client.get("/livez").status_code == 200
-    answer = client.get("/readyz")
+    assert client.head("/livez").status_code == client.get("/livez").status_code == 200
+    assert client.head("/readyz").status_code == client.get("/readyz").status_code == 503
+    answer = client.get("/healthz")
     assert answer.status_code == 503
     assert answer.json()["status"] == "starting"
 
@@ -63,10 +65,12 @@ def test_an_application_that_is_about_to_stop_serves_and_is_not_ready() -> None:
 
     with TestClient(app) as client:
         assert client.portal
+        assert client.get("/readyz").status_code == 200
         client.portal.call(tell)
         assert client.get("/livez").status_code == 200
         assert client.post("/embeddings", json={"texts": ["text"]}).status_code == 200
-        answer = client.get("/readyz")
+        assert client.get("/readyz").status_code == 503
+        answer = client.get("/healthz")
         assert answer.status_code == 503
         assert answer.json()["status"] == "draining"
 

@@ -173,7 +173,7 @@ def test_another_model_serves_and_back(second: Path) -> None:
         assert after["version"] == answer.json()["version"] != V1
         assert after["model"] == "second"
         assert after["embeddings"] != pytest.approx(before["embeddings"][0], abs=1e-2)
-        assert client.get("/readyz").json()["version"] == after["version"]
+        assert client.get("/healthz").json()["version"] == after["version"]
         assert f'model_info{{model="second",version="{after["version"]}"}} 1.0' in (
             client.get("/metrics").text
         )
@@ -241,7 +241,7 @@ def test_requests_of_the_old_model_end_with_it_while_others_have_the_new(
             models.gate = threading.Event()  # The next model is not held up.
             models.gate.set()
             swapping = threads.submit(swap, client, second)
-            wait_until(lambda: client.get("/readyz").json()["version"] != V1)
+            wait_until(lambda: client.get("/healthz").json()["version"] != V1)
             assert version(client) != V1
             assert not swapping.done()
             assert not held.done()
@@ -384,13 +384,14 @@ def test_a_load_that_fails_leaves_no_model_if_the_old_one_had_to_go_first(
         assert refused.status_code == 503
         assert int(refused.headers["Retry-After"]) >= 1
         assert client.get("/livez").status_code == 200
-        readiness = client.get("/readyz")
-        assert readiness.status_code == 503
-        assert readiness.json()["status"] == "no model"
+        assert client.get("/readyz").status_code == 503
+        health = client.get("/healthz")
+        assert health.status_code == 503
+        assert health.json()["status"] == "no model"
         assert "model_info{" not in client.get("/metrics").text
 
         assert swap(client, second).status_code == 200
-        assert client.get("/readyz").json()["model"] == "second"
+        assert client.get("/healthz").json()["model"] == "second"
         assert version(client) != V1
 
 

@@ -37,7 +37,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     logging.basicConfig(format="%(levelname)s:     %(message)s")
-    logging.getLogger(__package__).setLevel(logging.INFO)
+    for name in (__package__, "fastapi_lifespan_deps"):
+        logging.getLogger(name).setLevel(logging.INFO)
     config = uvicorn.Config(f"{__package__}.main:app", host=arguments.host, port=arguments.port)
     # uvicorn raises Ctrl-C again once it has shut down: then nothing is left to do. It exits by
     # itself, non-zero, when startup fails or the port is taken.

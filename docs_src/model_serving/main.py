@@ -1,8 +1,9 @@
 """The application: the model is loaded at startup, shared by every request, freed at shutdown."""
 
-from fastapi_lifespan_deps import LifespanFastAPI
+from fastapi_lifespan_deps import LifespanFastAPI, add_health_routes
 
 from . import api, health, metrics, page, swapping
+from .shutdown import get_shutdown
 
 
 def create_app() -> LifespanFastAPI:
@@ -11,6 +12,8 @@ def create_app() -> LifespanFastAPI:
     app.add_middleware(metrics.CountRequests)
     for module in (api, swapping, health, metrics, page):
         app.include_router(module.router)
+    # Not cached: the check costs nothing, and what it says is to be known at once.
+    add_health_routes(app, ready=[get_shutdown], cache=0)
     return app
 
 

@@ -48,11 +48,7 @@ class SwapResponse(BaseModel):
     version: str
 
 
-class Liveness(BaseModel):
-    status: Literal["alive"] = "alive"
-
-
-class Readiness(BaseModel):
+class Health(BaseModel):
     status: Literal["ready", "starting", "draining", "no model"]
     model: str | None = None
     version: str | None = None

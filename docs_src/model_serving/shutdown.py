@@ -46,4 +46,9 @@ async def get_shutdown(settings: SettingsDep) -> AsyncIterator[Shutdown]:
     signal.signal(signal.SIGTERM, server)
 
 
-ShutdownDep = Annotated[Shutdown, Depends(get_shutdown, scope="lifespan")]
+def is_not_coming(shutdown: Shutdown) -> bool:
+    """Tell `/readyz` whether requests should come."""
+    return not shutdown.is_coming
+
+
+ShutdownDep = Annotated[Shutdown, Depends(get_shutdown, scope="lifespan", health=is_not_coming)]
