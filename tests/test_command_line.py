@@ -1,5 +1,7 @@
 """The command `fastapi-lifespan-deps`."""
 
+import contextlib
+import io
 import os
 import runpy
 import sys
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 from fastapi_lifespan_deps import LifespanTimeout
 from fastapi_lifespan_deps.command import cli as command_line
 from fastapi_lifespan_deps.command.cli import cli
+from tests.at_prompt import normalized
 from tests.processes import ROOT, ServerProcess
 
 MAIN = """
@@ -244,11 +247,13 @@ def test_sigterm_stops_it(main: Path) -> None:
         worker.read_until("(handled 1 with the model)")
         worker.process.terminate()
         assert worker.wait() == 0
-    assert worker.output.splitlines() == [
+    assert normalized(worker.output).splitlines() == [
         "started",
+        "INFO: Started 1 lifespan dependency in 0.00 s: `get_model` 0.00 s",
         "handled 1 with the model",
         "INFO: SIGTERM: the worker takes no more messages",
         "stopped",
+        "INFO: Stopped 1 lifespan dependency in 0.00 s",
         "1 taken, 1 done, 0 failed, 0 cancelled: stopped by SIGTERM",
     ]
 
@@ -267,19 +272,28 @@ def test_a_signal_while_it_starts_or_stops_lets_it_stop(main: Path) -> None:
             worker.process.terminate()
             print(file=told, flush=True)
         assert worker.wait() == 0
-    assert worker.output.splitlines()[-2:] == [
+    assert normalized(worker.output).splitlines()[-3:] == [
         "stopped",
+        "INFO: Stopped 1 lifespan dependency in 0.00 s",
         "0 taken, 0 done, 0 failed, 0 cancelled: stopped by SIGTERM",
     ]
 
 
-def test_typer_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "typer", None)
+@pytest.mark.parametrize("module", ["typer", "rich"])
+def test_what_is_needed(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(command_line.__file__)
     assert caught.value.code == (
-        "The command line needs typer: pip install 'fastapi-lifespan-deps[cli]'"
+        "The command line needs typer and rich: pip install 'fastapi-lifespan-deps[cli]'"
     )
+
+
+def test_what_is_written_to_need_not_be_a_file() -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as written:
+        command = "graph docs_src.index:app"
+        assert not cli(command.split(), standalone_mode=False)
+    assert written.getvalue().startswith("1. get_client")
 
 
 def test_it_is_a_module_too(

@@ -72,6 +72,7 @@ TESTED_ELSEWHERE = (
     "docs_src/command_line/",
     "docs_src/grpc/",
     "docs_src/health/",
+    "docs_src/seeing/",
     "docs_src/testing/",
     "docs_src/workers/",
 )

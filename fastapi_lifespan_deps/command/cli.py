@@ -3,10 +3,14 @@
 import sys
 
 try:
+    import rich  # noqa: F401
     import typer
 except ModuleNotFoundError:
-    sys.exit("The command line needs typer: pip install 'fastapi-lifespan-deps[cli]'")
+    sys.exit("The command line needs typer and rich: pip install 'fastapi-lifespan-deps[cli]'")
 
+from .check import check
+from .graph import graph
+from .start import start
 from .worker import worker
 
 cli = typer.Typer(
@@ -15,11 +19,19 @@ cli = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 
 
 @cli.callback()
-def main() -> None: ...  # with one command alone, typer would take its name away
+def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")  # it may not know the lines of a tree
 
 
+cli.command()(check)
+cli.command()(graph)
+cli.command()(start)
 cli.command()(worker)

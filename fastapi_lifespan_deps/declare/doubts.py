@@ -33,6 +33,27 @@ def doubts(sources: Iterable[Source], plan: Plan) -> list[str]:
     return [doubt for doubt in found.values() if doubt]
 
 
+def unused_overrides(sources: Iterable[Source], plan: Plan) -> list[str]:
+    """What is said of an override of which nobody has a use, where somebody asks.
+
+    A startup does not say it: tests set overrides for more than the one application.
+    """
+    sources = list(sources)
+    routes = [source for source in sources if isinstance(source, Route)]
+    others = [source.target for source in sources if not isinstance(source, Route)]
+    calls = [*_calls(routes, plan, others)]
+    found: dict[object, str] = {}
+    for overrides in plan.overrides.values():
+        for key in overrides:
+            with suppress(Exception):  # it may be any object
+                if not _about_key(key, calls) and not any(call == key for call in calls):
+                    found[key] = (
+                        f"dependency_overrides[{name_of(key)}] overrides nothing: nothing declares "
+                        f"it ({location_of(key)})."
+                    )
+    return list(found.values())
+
+
 def _wrong_scopes(routes: Iterable[Route]) -> Iterator[tuple[object, str]]:
     for route in routes:
         for declaration, call in _declared_in(route):
@@ -78,9 +99,9 @@ def _below(dependant: Dependant) -> Iterator[Dependant]:
         yield from _below(child)
 
 
-def _calls(routes: Iterable[Route], plan: Plan) -> Iterator[Any]:
-    """All that may be called for a dependency: of routes, at the start, and by overrides."""
-    left = [key.provider for _, key in plan.resolved]
+def _calls(routes: Iterable[Route], plan: Plan, others: Iterable[Any] = ()) -> Iterator[Any]:
+    """All that may be called for a dependency: of routes and others, at the start, by overrides."""
+    left = [*others, *(key.provider for _, key in plan.resolved)]
     left += [call for route in routes for _, call in _declared_in(route)]
     left += [override for overrides in plan.overrides.values() for override in overrides.values()]
     seen: set[int] = set()

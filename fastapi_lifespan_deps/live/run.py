@@ -48,6 +48,7 @@ class RunOptions:
     is_concurrent: bool = False
     listeners: tuple[Listener, ...] = ()
     slow_after: float | None = 10.0  # seconds
+    observers: "tuple[Observer, ...]" = ()  # told of each run when it is made
 
     def changed(
         self,
@@ -73,6 +74,10 @@ class RunOptions:
                 )
             changes["slow_after"] = seconds
         return replace(self, **changes)
+
+    def observed_by(self, observer: "Observer") -> Self:
+        """These, with one more observer."""
+        return replace(self, observers=(*self.observers, observer))
 
 
 class Binder(Protocol):
@@ -122,6 +127,8 @@ class Run:
         self._since = anyio.current_time()  # when it began to start, or to stop
         self.is_over = False
         self.calls: Any = None  # it is further down the data flow: call/calls.py
+        for observer in options.observers:
+            observer(self)
 
     @property
     def current(self) -> Generation:
@@ -237,6 +244,9 @@ class Run:
                 pin.extend().others += (generation,)
                 generation.pins[pin] = None
         return generation.value(overrides_provider_of(scope), key)
+
+
+Observer = Callable[[Run], object]
 
 
 class Runs:

@@ -139,7 +139,8 @@ class Supervisor:
         if not instance.started:
             is_raised = instance in self._starting_with or instance.given_up
             if not isinstance(error, Exception) and instance.given_up:
-                error = RuntimeError("nobody waits for the start any more: another one has failed")
+                why = "the application stops" if self.is_closing else "another one has failed"
+                error = RuntimeError(f"nobody waits for the start any more: {why}")
             self.events.tell(
                 "start_failed", provider, seconds=seconds, error=error, is_raised=is_raised
             )

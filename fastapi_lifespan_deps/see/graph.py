@@ -1,13 +1,15 @@
 """Graph: what is planned, or runs, and what depends on what. Plain data, shown in three ways."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fastapi_lifespan_deps.declare.plan import Declaration, Node, Plan
+from fastapi_lifespan_deps.declare.plan import Declaration, Node, Plan, Provider
 from fastapi_lifespan_deps.exceptions import (
     LifespanDependencyError,
+    Step,
     draw_path,
     location_of,
     name_of,
@@ -18,6 +20,9 @@ LifespanState = Literal["planned", "running", "stopping", "stopped", "dead", "wi
 
 # How many routes the title of a group names.
 MOST_NAMED = 2
+
+# What could end a Mermaid label, or would be taken for markup in it.
+_MARKUP = re.compile(r"[^\w\s.,:/(){}\[\]=+-]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +38,7 @@ class LifespanNode:
         place: with `use_cache=False`, the place that it is for: `read_users(engine)`.
         overrides: the name of what it overrides, if it does.
         options: what its declarations give beyond the defaults, such as `refresh_every` in seconds.
-        way: one way from a route, or whatever declares it, to it; drawn, several lines.
+            An override is refreshed as often as what it overrides.
         state: `"planned"` where nothing was started. Of a container: `"running"`, then
             `"stopping"`, then `"stopped"`; `"dead"`, for it, or what it depends on, has ended by
             itself; `"withdrawn"` while it is replaced; `"failed"`, for it could not be started.
@@ -48,7 +53,7 @@ class LifespanNode:
     place: str | None = None
     overrides: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    way: str = field(default="", repr=False)
+    _path: tuple[Step, ...] = field(default=(), repr=False)
     state: LifespanState = "planned"
     start_seconds: float | None = None
 
@@ -58,12 +63,17 @@ class LifespanNode:
             texts.append(f"for {self.place}")
         if self.overrides is not None:
             texts.append(f"overrides {self.overrides}")
-        texts += [f"{name}={value}" for name, value in self.options.items()]
+        texts += [f"{name}={_shown(value)}" for name, value in self.options.items()]
         if self.state != "planned":
             texts.append(self.state)
         if self.start_seconds is not None:
             texts.append(f"started in {self.start_seconds:.2f} s")
         return "  ".join(texts)
+
+    @property
+    def way(self) -> str:
+        """One way from a route, or whatever declares it, to it; drawn, several lines."""
+        return draw_path(self._path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,29 +127,31 @@ class LifespanGraph:
         if routes:
             for user in self.users:
                 lines.append(f"{user.label}  {user.where}".rstrip())
-                lines += self._branches(user.needs, "", drawn)
-            return "\n".join(lines)
+                lines += self._branches(user.needs, drawn)
         inner = {number for node in self.nodes for number in node.depends_on}
         for node in self.nodes:
-            if node.number not in inner:
+            if node.number not in inner | drawn:
                 drawn.add(node.number)
-                lines += [str(node), *self._branches(node.depends_on, "", drawn)]
+                lines += [str(node), *self._branches(node.depends_on, drawn)]
         return "\n".join(lines)
 
-    def _branches(self, numbers: Iterable[int], indent: str, drawn: set[int]) -> Iterator[str]:
-        numbers = list(numbers)
-        for number in numbers:
-            is_last = number == numbers[-1]
-            node = self.nodes[number - 1]
-            line = f"{indent}{'└─' if is_last else '├─'} "
-            if number in drawn:
-                yield f"{line}{number}. {node.name} (above)"
+    def _branches(self, numbers: Iterable[int], drawn: set[int]) -> Iterator[str]:
+        """The lines below something; each node in full where it comes first."""
+        # not by recursion: a chain may be long
+        left = [("", list(numbers)[::-1])]
+        while left:
+            indent, rest = left[-1]
+            if not rest:
+                left.pop()
                 continue
-            drawn.add(number)
+            node = self.nodes[rest.pop() - 1]
+            line = f"{indent}{'├─' if rest else '└─'} "
+            if node.number in drawn:
+                yield f"{line}{node.number}. {node.name} (above)"
+                continue
+            drawn.add(node.number)
             yield f"{line}{node}"
-            yield from self._branches(
-                node.depends_on, indent + ("   " if is_last else "│  "), drawn
-            )
+            left.append((indent + ("│  " if rest else "   "), list(node.depends_on)[::-1]))
 
     def mermaid(self) -> str:
         """Draw it as a Mermaid flowchart, which GitHub and documentation sites show as a picture.
@@ -147,10 +159,10 @@ class LifespanGraph:
         An arrow goes from a dependency to what it depends on. What the same routes need is in one
         box.
         """
-        lines = ["flowchart TD"]
+        lines = ["flowchart LR"]  # many go below each other, and few beside: a page is long
         for users, nodes in self._groups().items():
             boxes = [f'{_id(node)}["{_escaped(_label(node))}"]' for node in nodes]
-            if len(nodes) == 1 or len(users) == len(self.users):
+            if len(nodes) == 1 or len(users) in (0, len(self.users)):
                 lines += [f"    {box}" for box in boxes]
             else:
                 title = _escaped(_listed([self.users[index].label for index in users]))
@@ -186,12 +198,13 @@ class LifespanGraph:
         """Say why something is started: a way to it, and what else needs it. Several lines.
 
         Args:
-            provider: the callable, or its name.
+            provider: the callable, or its name, or the last part of its name. Of what is
+                overridden, it is told why the override is started.
 
         Raises:
             LifespanDependencyError: nothing declares it.
         """
-        found = [node for node in self.nodes if provider in (node.provider, node.name)]
+        found = self._named(provider)
         if not found:
             known = ", ".join(dict.fromkeys(node.name for node in self.nodes)) or "there is none"
             name = provider if isinstance(provider, str) else name_of(provider)
@@ -203,6 +216,19 @@ class LifespanGraph:
             users = [user.label for user in self.users if node.number in self._below(user.needs)]
             texts.append(f"{node}\n\n{node.way}\n\nNeeded by {_listed(users, 10)}.")
         return "\n\n".join(texts)
+
+    def _named(self, provider: Callable[..., Any] | str) -> list[LifespanNode]:
+        """The nodes of a provider, or which override it; by name, also by the end of the name."""
+        if not isinstance(provider, str):
+            found = [node for node in self.nodes if node.provider == provider]
+            provider = name_of(provider)
+        else:
+            found = [node for node in self.nodes if node.name == provider]
+        return (
+            found
+            or [node for node in self.nodes if provider in (node.overrides or "").split(", ")]
+            or [node for node in self.nodes if node.name.endswith(f".{provider}")]
+        )
 
     def json(self) -> str:
         """Write it as JSON, with a version: fields may be added to it, others change it."""
@@ -243,17 +269,18 @@ def graph_of(
 ) -> LifespanGraph:
     """The graph of a plan, of which this is declared, where the nodes have this status."""
     numbers = {node: number for number, node in enumerate(plan.nodes, 1)}
-    overrides: dict[Node, str] = {}
+    overridden: dict[Node, dict[Provider, None]] = {}
     for (_, key), found in plan.resolved.items():
-        if isinstance(found, Node) and found.provider is not key.provider:
-            overrides[found] = name_of(key.provider)
-    options: dict[Any, dict[str, Any]] = {}
-    for (provider, option), declared in plan.options.items():
+        if isinstance(found, Node) and found.provider != key.provider:
+            overridden.setdefault(found, {})[key.provider] = None
+    options: dict[Provider, dict[str, Any]] = {}
+    for (provider, name), declared in plan.options.items():
         value = name_of(declared.value) if callable(declared.value) else declared.value
-        options.setdefault(provider, {})[option] = value
+        options.setdefault(provider, {})[name] = value
     nodes = []
     for node, path in plan.nodes.items():
         state, seconds = status(node)
+        overrides = overridden.get(node, {})
         nodes.append(
             LifespanNode(
                 number=numbers[node],
@@ -262,14 +289,23 @@ def graph_of(
                 where=location_of(node.provider),
                 depends_on=tuple(dict.fromkeys(numbers[one] for one in node.dependencies)),
                 place=None if node.place is None else str(node.place),
-                overrides=overrides.get(node),
-                options=options.get(node.provider, {}),
-                way=draw_path(path),
+                overrides=", ".join(dict.fromkeys(map(name_of, overrides))) or None,
+                options=_inherited(options, overrides) | options.get(node.provider, {}),
+                _path=path,
                 state=state,
                 start_seconds=seconds,
             )
         )
     return LifespanGraph(nodes=tuple(nodes), users=tuple(_users(plan, declarations, numbers)))
+
+
+def _inherited(
+    options: Mapping[Provider, Mapping[str, Any]], overrides: Iterable[Provider]
+) -> dict[str, Any]:
+    """What holds for an override of these: it is refreshed in their place."""
+    name = "refresh_every"
+    found = [options[one][name] for one in overrides if name in options.get(one, ())]
+    return dict.fromkeys([name], found[-1]) if found else {}
 
 
 def _users(
@@ -291,13 +327,16 @@ def _id(node: LifespanNode) -> str:
 
 
 def _label(node: LifespanNode) -> str:
-    return f"{node.number}. {node.name}\n{node.where}"
+    # not "1. get_pool", which is a list to releases that read Markdown here
+    return f"{node.number}: {node.name}\n{node.where}"
 
 
 def _escaped(text: str) -> str:
-    for character, entity in {"#": "#35;", '"': "#quot;", "<": "#lt;", ">": "#gt;"}.items():
-        text = text.replace(character, entity)
-    return text.replace("\n", "<br>")
+    return _MARKUP.sub(lambda found: f"#{ord(found[0])};", text).replace("\n", "<br>")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def _listed(labels: list[str], most: int = MOST_NAMED) -> str:

@@ -13,7 +13,7 @@ from fastapi_lifespan_deps.call.view import View
 from fastapi_lifespan_deps.declare.planning import Planning
 from fastapi_lifespan_deps.events import LifespanEvent
 from fastapi_lifespan_deps.exceptions import LifespanDependencyError
-from fastapi_lifespan_deps.live.run import UNCHANGED, LifespanStart
+from fastapi_lifespan_deps.live.run import UNCHANGED, LifespanStart, Observer
 from fastapi_lifespan_deps.see.graph import LifespanGraph, graph_of
 
 from .options import FastAPIOptions
@@ -179,6 +179,20 @@ def planning_of(app: FastAPI | LifespanContainer) -> Planning:
     if isinstance(app, LifespanContainer):
         return app._planning()
     return lifespan_router(app).planning()
+
+
+def has_startup_code(app: FastAPI | LifespanContainer) -> bool:
+    """Whether there is code of the application's own that may alter it when it starts."""
+    return isinstance(app, FastAPI) and lifespan_router(app).has_startup_code
+
+
+def observe(app: FastAPI | LifespanContainer, observer: Observer) -> None:
+    """Tell an observer of the runs to come."""
+    if isinstance(app, LifespanContainer):
+        app._options = app._options.observed_by(observer)
+    else:
+        router = lifespan_router(app)
+        LifespanRouter.adopt(router, app, LifespanRouter.options_of(router).observed_by(observer))
 
 
 def lifespan_router(app: FastAPI) -> LifespanRouter:

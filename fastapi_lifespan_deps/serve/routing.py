@@ -21,7 +21,7 @@ from fastapi_lifespan_deps.live.generation import Pin
 from fastapi_lifespan_deps.live.run import Run, RunOptions, Runs
 from fastapi_lifespan_deps.live.values import LiveValues
 
-from .lifespan import Host, Lifespan
+from .lifespan import Host, Lifecycle, Lifespan
 
 # From Python 3.12 on, asking for the running event loop is no system call.
 RUNNING_LOOP_IS_CHEAP = sys.version_info >= (3, 12)
@@ -201,6 +201,11 @@ class LifespanRouter(APIRouter):
     def planning(self) -> Planning:
         """What plans that which the application declares, and starts nothing."""
         return self._host.planning()
+
+    @property
+    def has_startup_code(self) -> bool:
+        """Whether there is code of the application's own that may alter it when it starts."""
+        return Lifecycle(self._host, None).has_code
 
     @property
     def lifespan_container(self) -> View:
