@@ -9,6 +9,7 @@ from fastapi_lifespan_deps.declare.collect import Route
 from fastapi_lifespan_deps.declare.doubts import doubts, unused_overrides
 from fastapi_lifespan_deps.exceptions import LifespanDependencyError
 from fastapi_lifespan_deps.serve.applications import has_startup_code, planning_of
+from fastapi_lifespan_deps.serve.lifespan import check_required
 
 from .finding import Found
 from .telling import WRONG, found_or_exit, own_error, quietly, say, shown
@@ -50,9 +51,12 @@ def check(
 
 def _looked_at(found: Found) -> tuple[list[str], list[str], str]:
     """What is wrong, what is doubtful, and what there is."""
+    has_code = has_startup_code(found.app)
     try:
         planning = planning_of(found.app)
-        _, plan = planning.plans()
+        originals, plan = planning.plans()
+        if not (plan.errors or has_code):  # which may add what is asked for
+            check_required(originals, plan)
     except LifespanDependencyError as error:  # of a hook, say
         return [shown(error)], [], ""
     found_errors = [shown(own_error(error) or error) for error in reversed(plan.errors)]
@@ -64,7 +68,7 @@ def _looked_at(found: Found) -> tuple[list[str], list[str], str]:
     routes = sum(isinstance(source, Route) for source in sources)
     users = _counted(len(sources), "declaration") if is_container else _counted(routes, "route")
     lines = [f"{_counted(len(plan.nodes), 'lifespan dependency')} for {users}, in order."]
-    if has_startup_code(found.app):
+    if has_code:
         lines.append(
             "Its startup code was not run: routes that the lifespan function or a hook adds are "
             "not among them."

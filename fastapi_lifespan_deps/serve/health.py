@@ -15,7 +15,7 @@ from fastapi_lifespan_deps._compat import exclude_from_telemetry
 from fastapi_lifespan_deps.absence import runs_of
 from fastapi_lifespan_deps.call.health import DependencyHealth, HealthReport, seconds_given
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY
-from fastapi_lifespan_deps.declare.plan import Provider
+from fastapi_lifespan_deps.declare.plan import Plan, Provider
 from fastapi_lifespan_deps.exceptions import LifespanDependencyError, location_of, name_of
 from fastapi_lifespan_deps.live.run import Run
 
@@ -143,24 +143,23 @@ class _Health:
         run = _run_of(request)
         if run is None or run.live.phase != "serving":
             return HealthReport(status="fail", dependencies=())
-        self.check(run)
+        self.check(run.live.originals, run.current.plan)
         report: HealthReport = await run.calls.checks.report(
             self.timeout, providers, max_age=self.cache
         )
         return report
 
-    def check(self, run: Run) -> None:
-        """Raise if what was named makes no sense in a run."""
-        plans = run.live.originals, run.current.plan
+    def check(self, originals: Plan, plan: Plan) -> None:
+        """Raise if what was named makes no sense for a plan, and that without overrides."""
         for name, providers in (("ready", self.ready), ("restart_if_dead", self.restart_if_dead)):
             for provider in providers:
                 asked = f"add_health_routes({name}=[{name_of(provider)}])"
-                if not any(provider in plan.behind for plan in plans):
+                if not any(provider in one.behind for one in (originals, plan)):
                     raise LifespanDependencyError(
                         f'{asked}: nothing declares it with scope="lifespan" '
                         f"({location_of(provider)}). Name the callable that is given to Depends."
                     )
-                if name == "ready" and run.current.plan.option(provider, "health") is None:
+                if name == "ready" and plan.option(provider, "health") is None:
                     raise LifespanDependencyError(
                         f"{asked}: it has no health check ({location_of(provider)}). Give it one: "
                         f'Depends({name_of(provider)}, scope="lifespan", health=...). Or leave it '

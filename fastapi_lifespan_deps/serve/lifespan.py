@@ -26,6 +26,7 @@ from fastapi_lifespan_deps.declare.collect import (
     mounted_routers,
 )
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY
+from fastapi_lifespan_deps.declare.plan import Plan
 from fastapi_lifespan_deps.declare.planning import Planning
 from fastapi_lifespan_deps.live.generation import Pin
 from fastapi_lifespan_deps.live.run import Leaving, Run, RunOptions, Runs
@@ -106,7 +107,7 @@ class Lifespan:
                 host.runs.open(run)
                 async with lifecycle.entered(app) as state:
                     host.runs.open(run)  # which may have values now
-                    _check_required(run)
+                    check_required(run.live.originals, run.current.plan)
                     run.serve()
                     try:
                         yield state if run.is_empty else {**(state or {}), SCOPE_KEY: run}
@@ -121,12 +122,12 @@ class Lifespan:
             del failure  # see `Supervisor.close`
 
 
-def _check_required(run: Run) -> None:
-    """Raise unless a run has what the routers need that it serves, mounted ones among them."""
-    for application in run.current.plan.overrides:
+def check_required(originals: Plan, plan: Plan) -> None:
+    """Raise unless a plan has what the routers need, those of mounted applications among them."""
+    for application in plan.overrides:
         router = getattr(application, "router", None)
         for check in getattr(router, "requirements", ()):
-            check(run)
+            check(originals, plan)
 
 
 async def _release(live: LiveValues, pin: Pin) -> None:

@@ -14,6 +14,7 @@ from fastapi_lifespan_deps.call.inject import handlers_of
 from fastapi_lifespan_deps.call.order import Handler
 from fastapi_lifespan_deps.call.view import View
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY
+from fastapi_lifespan_deps.declare.plan import Plan
 from fastapi_lifespan_deps.declare.planning import Planning
 from fastapi_lifespan_deps.exceptions import LifespanNotRunning, UnavailableLifespanDependency
 from fastapi_lifespan_deps.live.asking import Standing, serves_requests
@@ -40,7 +41,7 @@ class LifespanRouter(APIRouter):
     included_dependencies: list[params.Depends]
     """What was listed where others were included."""
 
-    requirements: list[Callable[[Run], None]]
+    requirements: list[Callable[[Plan, Plan], None]]
     """What raises unless a run has what routes need; asked before the application serves."""
 
     _host: Host
