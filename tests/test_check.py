@@ -85,6 +85,11 @@ async def read_plain() -> None: ...
 """
 
 
+hooks_are_deprecated = pytest.mark.filterwarnings(
+    "ignore:The on_startup and on_shutdown parameters are deprecated:DeprecationWarning"
+)
+
+
 @pytest.fixture(autouse=True)
 def _in(workplace: Path) -> None:
     """Everything happens in a directory of its own."""
@@ -131,7 +136,7 @@ def test_a_container() -> None:
 
 
 @pytest.mark.parametrize("option", ["lifespan=lifespan", "on_startup=[lambda: None]"])
-@pytest.mark.filterwarnings("ignore:.*on_event:DeprecationWarning")
+@hooks_are_deprecated
 def test_what_it_cannot_see(option: str) -> None:
     lifespan = (
         "from contextlib import asynccontextmanager\n"
@@ -169,7 +174,7 @@ def declare(name: str) -> None:
     write(f"errors/{name}.py", text)
 
 
-@pytest.mark.filterwarnings("ignore:.*on_event:DeprecationWarning")
+@hooks_are_deprecated
 @pytest.mark.parametrize("name", KNOWN)
 def test_an_error_that_planning_knows(name: str) -> None:
     declare(name)
@@ -265,7 +270,7 @@ def test_an_override_that_raises_when_it_is_looked_at() -> None:
         assert (ended.code, ended.err) == (1, "OSError: odd\n")
 
 
-@pytest.mark.parametrize("key", ["get_nothing", "Nothing", "Annotated[str, Depends(get_pool)]"])
+@pytest.mark.parametrize("key", ["get_nothing", "Nothing", "PoolDep"])
 def test_an_override_of_nothing(key: str) -> None:
     text = f"{APP}\ndef get_nothing() -> str: ...\n\nclass Nothing: ...\n"
     write("main.py", f"{text}\napp.dependency_overrides[{key}] = lambda: 'x'\n")
