@@ -59,7 +59,7 @@ def quietly() -> Iterator[TextIO]:
     out = sys.stdout
     try:
         file, errors = out.fileno(), sys.stderr.fileno()
-    except (OSError, ValueError):  # it is no file
+    except (AttributeError, OSError, ValueError):  # it is no file, or closed
         with redirect_stdout(sys.stderr):
             yield out
         return
