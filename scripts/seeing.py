@@ -37,10 +37,17 @@ OUTPUTS = {
 }
 
 
+SLOW = "slow.txt"
+
+
 def output(command: str) -> str:
     """What a command writes."""
+    return run("-m", "fastapi_lifespan_deps", *command.split())
+
+
+def run(*arguments: str) -> str:
     result = subprocess.run(
-        [sys.executable, "-m", "fastapi_lifespan_deps", *command.split()],
+        [sys.executable, *arguments],
         cwd=SEEING,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -80,6 +87,7 @@ def picture() -> str:
 if __name__ == "__main__":
     for name, command in OUTPUTS.items():
         (SEEING / name).write_text(output(command))
+    (SEEING / SLOW).write_text(run("slow_start.py"))
     os.chdir(SEEING)
     sys.path.insert(0, "")
     PICTURE.write_text(picture())

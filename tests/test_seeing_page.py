@@ -45,6 +45,21 @@ def test_the_output_of_a_command(name: str) -> None:
     assert re.search(rf'^{given}( \| cat)?\n--8<-- "docs_src/seeing/{name}"$', PAGE, re.MULTILINE)
 
 
+def test_a_slow_start() -> None:
+    """On a busy machine more is slow. Else run scripts/seeing.py."""
+    shown = (SCRIPT.SEEING / SCRIPT.SLOW).read_text()
+    lines = [_line(one) for one in SCRIPT.run("slow_start.py").splitlines()]
+    assert {_line(one) for one in shown.splitlines()} <= {*lines}
+    assert "has been starting for" in shown
+
+
+def _line(text: str) -> str:
+    """Without the seconds, and the order of the slowest."""
+    text = re.sub(r"\d+\.\d+ s", "_ s", text)
+    head, _, rest = text.partition(" in _ s: ")
+    return " ".join([head, *sorted(rest.split(", "))])
+
+
 def _steady(text: str) -> str:
     return normalized(re.sub(r"with \d started|Stopped \d in|\d\.\d s; it", "", text))
 

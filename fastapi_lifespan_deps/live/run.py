@@ -38,7 +38,7 @@ LifespanStart = Literal["sequential", "concurrent"]
 
 
 # Stands for an option that is not given, where None means something.
-UNCHANGED: Any = object()
+UNCHANGED: Any = ...
 
 
 @dataclass(frozen=True, slots=True)
