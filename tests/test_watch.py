@@ -243,6 +243,29 @@ async def test_what_is_given_up_is_named_once(heard: Heard) -> None:
     assert heard.texts(logging.ERROR) == []
 
 
+async def test_what_would_have_started_next_is_no_failure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The first could not be cut off; then there is nobody who waits for the second."""
+    starting, go_on = anyio.Event(), anyio.Event()
+
+    async def get_first() -> None:
+        starting.set()
+        with anyio.CancelScope(shield=True):
+            await go_on.wait()
+
+    def get_second() -> None:
+        raise AssertionError
+
+    container = LifespanContainer(get_first, get_second)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(container.running().__aenter__)
+        await starting.wait()
+        tasks.cancel_scope.cancel()
+        go_on.set()
+    assert [one for one in caplog.records if one.levelno >= logging.ERROR] == []
+
+
 def test_what_awaits_itself_has_an_end() -> None:
     class Endless:
         cr_frame = inspect.currentframe()

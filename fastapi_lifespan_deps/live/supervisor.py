@@ -16,7 +16,7 @@ from fastapi_lifespan_deps.see.spans import Spans
 from fastapi_lifespan_deps.see.watch import Watch
 
 from .instance import Instance
-from .tasks import Tasks, finished
+from .tasks import GivenUp, Tasks, finished
 
 # How many synchronous dependencies of one run may be starting or stopping at a time.
 MAX_THREADS = 8
@@ -25,7 +25,7 @@ MAX_THREADS = 8
 MAX_ERRORS = 100
 
 
-class ApplicationStops(RuntimeError):
+class ApplicationStops(GivenUp):
     """Something was to start when the run had begun to end."""
 
 
