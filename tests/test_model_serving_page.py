@@ -1,6 +1,9 @@
 """The page of docs_src/model_serving, in a real browser, served by a real server."""
 
+import base64
+import hashlib
 import json
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -13,6 +16,7 @@ pytest.importorskip("playwright")
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from docs_src.model_serving.page import PAGE
 from tests.services import program
 from tests.serving import BUNDLED, ServerProcess, save_second_version
 
@@ -120,6 +124,15 @@ def read_bars(page: Page) -> list[dict[str, float]]:
 def has_horizontal_scroll(page: Page) -> bool:
     root = "document.documentElement"
     return bool(page.evaluate(f"{root}.scrollWidth > {root}.clientWidth"))
+
+
+@pytest.mark.parametrize("tag", ["style", "script"])
+def test_the_page_allows_what_it_has_and_nothing_else(tag: str) -> None:
+    """Else no browser runs it."""
+    text = PAGE.read_text()
+    [body] = re.findall(rf"^<{tag}>(.*?)^</{tag}>", text, re.DOTALL | re.MULTILINE)
+    allowed = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
+    assert f"{tag}-src 'sha256-{allowed}'" in text
 
 
 def test_sentences_are_ranked(page: Page) -> None:
