@@ -19,6 +19,10 @@ DOING = {"start": "starting", "stop": "stopping"}
 DONE = {"start": "started", "stop": "stopped"}
 
 
+# The seconds after which somebody may take a start for hanging, and give it up.
+IMPATIENCE = 1.0
+
+
 class Watched(Protocol):
     """What can be watched while it starts, and while it stops."""
 
@@ -82,8 +86,10 @@ class Watch:
         """Say of something that still starts that nobody waits for it any more."""
         with self._changed:
             stage = self._stages.get(one)
-        if stage is not None and stage.step == "start":
-            seconds = time.monotonic() - stage.since
+        if stage is None or stage.step == "stop":
+            return
+        seconds = time.monotonic() - stage.since
+        if stage.is_slow or seconds >= IMPATIENCE:
             text = f"was still starting after {seconds:.1f} s, and is given up"
             _warn(one, "start", text, seconds)
 
