@@ -1,5 +1,6 @@
 """Clients in the event loop of the test, and values whose life can be followed."""
 
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -128,3 +129,6 @@ async def listen(app: LifespanFastAPI, path: str, texts: list[str]) -> None:
 async def settle() -> None:
     """Wait until what runs in the background has come to rest."""
     await anyio.wait_all_tasks_blocked()
+    for one in threading.enumerate():  # who had to watch a start or a stop has nothing left to do
+        if one.name == "slow starts":
+            one.join(20)

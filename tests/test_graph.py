@@ -27,6 +27,7 @@ from fastapi_lifespan_deps import (
     lifespan_graph,
 )
 from tests.at_prompt import invoke, run
+from tests.clients import running
 from tests.processes import ROOT
 
 
@@ -240,6 +241,52 @@ async def test_what_has_died(anyio_backend: str) -> None:
             with anyio.fail_after(60):
                 while container.graph().nodes[0].state != "dead":
                     await anyio.lowlevel.checkpoint()
+
+
+@pytest.mark.anyio
+async def test_what_is_not_there_says_why() -> None:
+    """A refresh that has stopped the old value first; an override that fails; a stop."""
+    fails = False
+
+    async def get_feed() -> AsyncIterator[str]:
+        if fails:
+            raise ConnectionError
+        yield "feed"
+        await leaving.wait()
+
+    async def get_model() -> str:
+        return "model"
+
+    async def broken() -> str:
+        raise ConnectionError
+
+    def states() -> list[str]:
+        return [node.state for node in app.lifespan_container.graph().nodes]
+
+    leaving = anyio.Event()
+    app = LifespanFastAPI()
+    for number, provider in enumerate((get_feed, get_model)):
+        dependencies = [Depends(provider, scope="lifespan")]
+        app.get(f"/{number}", dependencies=dependencies)(lambda: None)
+    async with running(app, raises=False) as client:
+        before = app.lifespan_container._generation
+        node = next(iter(before.instances))
+        await app.lifespan_container.refresh(get_feed)
+        with anyio.fail_after(60):
+            while before.status(node)[0] != "stopping":
+                await anyio.lowlevel.checkpoint()
+            leaving.set()
+            while before.status(node)[0] != "stopped":
+                await anyio.lowlevel.checkpoint()
+
+        app.dependency_overrides[get_model] = broken
+        assert (await client.get("/1")).status_code == 500
+        assert states() == ["running", "failed"]
+
+        fails = True
+        with pytest.raises(ConnectionError):
+            await app.lifespan_container.refresh(get_feed, policy="resource_preserving")
+        assert states() == ["withdrawn", "failed"]
 
 
 # As text
