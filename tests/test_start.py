@@ -409,6 +409,16 @@ def test_a_start_that_hangs_and_can_be_cancelled(mode: Mode, left: list[int]) ->
     )
 
 
+def test_json_says_what_hung_though_it_was_cancelled(mode: Mode) -> None:
+    mode("task")
+    ended = invoke("start --timeout 1 --json")
+    (hung,) = json.loads(last_line(ended.out))["hanging"]
+    assert 0 < hung.pop("seconds") < SECONDS
+    position = hung.pop("position")
+    assert re.fullmatch(r"waits at main\.py:\d+", position)
+    assert hung == {"name": "get_index", "where": "main.py:52"}
+
+
 def test_an_import_that_hangs(here: Path, left: list[int]) -> None:
     lines = "import threading", "released = threading.Event()", "released.wait()"
     (here / "main.py").write_text("\n".join([*lines, APP]))
@@ -476,12 +486,12 @@ def test_ctrl_c_stops_it(here: Path, hanging: str) -> None:
         if hanging == "sleep":
             terminal.process.send_signal(signal.SIGINT)
         code = terminal.wait()
+    assert "`get_index` (main.py:52) has been starting for" in terminal.text
     if hanging == "task":
         assert code == 130
         assert "Stopped 2 in " in terminal.text
     else:
         assert code == 1
-        assert "`get_index` (main.py:52) has been starting for" in terminal.text
         assert "Stopped 0 of 2 in " in terminal.text
     assert "the pool is closed" in terminal.text or hanging == "sleep"
 

@@ -54,7 +54,7 @@ def start(
     leaves it.
 
     Exit codes: 0, 1 if something fails or hangs, 2 if there is no application that knows the
-    lifespan scope, 130 after Ctrl-C.
+    lifespan scope, 130 after Ctrl-C, 143 after SIGTERM.
     """
     if not timeout > 0:
         raise typer.BadParameter("give more than 0 seconds", param_hint="--timeout")
@@ -97,6 +97,7 @@ class Attempt:
         self._is_up = False
         self._interrupts = 0
         self._error: BaseException | None = None
+        self._hanging: list[dict[str, Any]] = []  # as it was told
         self._cancel: Callable[[], object] = lambda: None
         self._lock = threading.RLock()
         self._timer: threading.Timer | None = None
@@ -182,6 +183,7 @@ class Attempt:
             elif self._phase != "importing":
                 self.code = 128 + number
                 say(f"{signal.Signals(number).name}: stopping. Once more leaves what hangs.")
+                self._tell_under_way()
                 if self._phase == "starting":
                     self._give_up()
 
@@ -201,15 +203,22 @@ class Attempt:
         finally:
             os._exit(self.code)
 
-    def _tell_who_hangs(self) -> None:
-        under_way = self._timeline.under_way()
-        for row, place in under_way:
+    def _tell_under_way(self) -> bool:
+        found = []
+        for row, position in self._timeline.under_way():
+            fields = {"name": row.name, "where": row.where, "position": position}
+            found.append({**fields, "seconds": row.lasting})
             text = f"`{row.name}` ({row.where}) has been {row.state} for {row.lasting:.1f} s"
-            say(f"{text}; it {place}" if place else text)
+            say(f"{text}; it {position}" if position else text)
+        self._hanging = found or self._hanging
+        return bool(found)
+
+    def _tell_who_hangs(self) -> None:
+        is_known = self._tell_under_way()
         names = ", ".join(f"`{thread.name}`" for thread in self._lingering)
         if self._phase == "importing":
             say(f"It is at {_place_of_import()}")
-        elif not under_way and names:
+        elif names and not is_known:
             say(f"These threads were started meanwhile, and have not ended: {names}")
 
     @property
@@ -241,10 +250,6 @@ class Attempt:
         self._show.close()
         if self._error is not None:
             say(traceback_of(self._error))
-        hanging = [
-            {"name": row.name, "where": row.where, "place": place, "seconds": row.lasting}
-            for row, place in timeline.under_way()
-        ]
         self._show.sum_up(
             " ".join(texts),
             {
@@ -254,7 +259,7 @@ class Attempt:
                 "stopped": stopped,
                 "stop_seconds": took.get("stopping"),
                 "error": None if self._error is None else in_a_line(self._error),
-                "hanging": hanging,
+                "hanging": self._hanging,
             },
         )
 
