@@ -552,8 +552,8 @@ def test_the_command(options: str, begin: str) -> None:
     [
         ("--format dot", 2, "'dot' is not one of 'tree', 'mermaid', 'json'"),
         ("--format json --routes", 2, "json has the routes anyway: drop --routes"),
-        ("--format json --why get_pool", 2, "it says so in words: drop --format and --routes"),
-        ("--routes --why get_pool", 2, "it says so in words"),
+        ("--format json --why get_pool", 2, "--why answers in words: drop --format and --routes"),
+        ("--routes --why get_pool", 2, "--why answers in words"),
         ("--why get_po", 1, "`get_po` is no lifespan dependency here. Give one that is declared:"),
     ],
 )

@@ -29,7 +29,7 @@ def graph(
     application that knows the lifespan scope.
     """
     if why is not None and (format != "tree" or routes):
-        raise typer.BadParameter("it says so in words: drop --format and --routes")
+        raise typer.BadParameter("--why answers in words: drop --format and --routes")
     if routes and format != "tree":
         raise typer.BadParameter(f"{format} has the routes anyway: drop --routes")
     with quietly():
