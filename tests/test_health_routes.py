@@ -632,7 +632,7 @@ TAKEN: list[tuple[Callable[[FastAPI], Any], str]] = [
     (lambda app: app.include_router(_router(), prefix="/readyz"), ""),
     (lambda app: app.add_route("/readyz", page), "`page` (tests/"),  # type: ignore[arg-type]  # never called
     (lambda app: app.mount("/", Starlette()), "what is mounted or included answers"),
-    (lambda app: add_health_routes(app, livez=None), "readyz` (fastapi_lifespan_deps/serve/"),
+    (lambda app: add_health_routes(app, livez=None), "an earlier add_health_routes answers"),
 ]
 FREE: list[Callable[[FastAPI], Any]] = [
     lambda app: app.post("/readyz")(page),

@@ -184,7 +184,8 @@ def _answer(*, is_passing: bool, **more: Any) -> JSONResponse:
 
 def _shown(health: DependencyHealth) -> dict[str, Any]:
     """What a client may read: no error."""
-    return {"name": health.name, "status": health.status, "seconds": health.seconds}
+    seconds = None if health.seconds is None else round(health.seconds, 6)
+    return {"name": health.name, "status": health.status, "seconds": seconds}
 
 
 def _providers(name: str, providers: Iterable[Provider]) -> tuple[Provider, ...]:
@@ -216,6 +217,8 @@ def _check_path(name: str, path: str, routes: Iterable[BaseRoute]) -> None:
     if taken is not None:
         call = getattr(taken, "endpoint", None)
         by = f"`{name_of(call)}` ({location_of(call)})" if call else "what is mounted or included"
+        if isinstance(getattr(call, "__self__", None), _Health):
+            by = "an earlier add_health_routes"
         raise LifespanDependencyError(
             f"add_health_routes({name}={path!r}): {by} answers that path already. Choose another "
             f"one, add the health routes first, or leave this one out: {name}=None."
