@@ -156,8 +156,8 @@ class LifespanGraph:
     def mermaid(self) -> str:
         """Draw it as a Mermaid flowchart, which GitHub and documentation sites show as a picture.
 
-        An arrow goes from a dependency to what it depends on. What the same routes need is in one
-        box.
+        An arrow goes from a dependency to what it depends on. Several that the same routes need,
+        and not all routes, are in one box.
         """
         lines = ["flowchart LR"]  # many go below each other, and few beside: a page is long
         for users, nodes in self._groups().items():
