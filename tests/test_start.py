@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -619,7 +620,10 @@ def test_drawn_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         ours, theirs = pty.openpty()
         with os.fdopen(theirs, "w") as file, redirect_stdout(file):
             assert cli(command.split(), standalone_mode=False) == code
-            assert text in os.read(ours, 65536).decode()
+            shown = b""
+            while text.encode() not in shown:  # a terminal gives it in parts
+                assert select.select([ours], [], [], SECONDS)[0]
+                shown += os.read(ours, 65536)
         os.close(ours)
 
 
