@@ -316,6 +316,12 @@ def test_a_bad_time_limit(timeout: str, text: str) -> None:
     assert text in ended.err
 
 
+def test_what_the_log_says_is_not_held_back(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "fastapi_lifespan_deps")
+    assert invoke("start").code == 0
+    assert "Started 3 lifespan dependencies in " in caplog.text
+
+
 def test_no_time_limit() -> None:
     assert invoke("start --timeout inf").code == 0
 
