@@ -280,12 +280,15 @@ def test_a_signal_while_it_starts_or_stops_lets_it_stop(main: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["typer", "rich"])
-def test_what_is_needed(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+def test_what_is_needed(
+    monkeypatch: pytest.MonkeyPatch, module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(command_line.__file__)
-    assert caught.value.code == (
-        "The command line needs typer and rich: pip install 'fastapi-lifespan-deps[cli]'"
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == (
+        "The command line needs typer and rich: pip install 'fastapi-lifespan-deps[cli]'\n"
     )
 
 

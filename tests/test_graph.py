@@ -375,12 +375,21 @@ def test_the_picture() -> None:
         f'    n1["1: get_settings<br>{line(get_settings)}"]\n'
         f'    n2["2: get_pool<br>{pool}"]\n'
         f'    n3["3: get_model<br>{line(get_model)}"]\n'
-        f'    n4["4: get_pool<br>{pool}"]\n'
+        f'    n4["4: get_pool<br>{pool}<br>for make_app.#60;locals#62;.read_pool(own)"]\n'
         "    n2 --> n1\n"
         "    n3 --> n2\n"
         "    n3 --> n1\n"
         "    n4 --> n1"
     )
+
+
+def test_the_picture_of_an_override() -> None:
+    def fake() -> str:
+        raise AssertionError
+
+    app = make_app()
+    app.dependency_overrides[get_settings] = fake
+    assert f"<br>{line(fake)}<br>overrides get_settings" in lifespan_graph(app).mermaid()
 
 
 def test_what_the_same_routes_need_is_in_a_box() -> None:

@@ -259,7 +259,7 @@ def test_a_start_that_fails(mode: Mode) -> None:
     ended = invoke("start")
     assert ended.code == 1
     assert last_line(ended.out) == (
-        "Gave up the start after 0.00 s, with 1 started. Stopped 1 in 0.00 s."
+        "The start failed after 0.00 s, with 1 started. Stopped 1 in 0.00 s."
     )
     lines = ended.err.splitlines()
     assert lines[0] == "Traceback (most recent call last):"
@@ -288,7 +288,7 @@ def test_a_lifespan_function_that_fails(mode: Mode) -> None:
     mode("bad lifespan")
     ended = invoke("start")
     assert ended.code == 1
-    assert last_line(ended.out) == "Gave up the start after 0.00 s, with 3 started. Stopped 3."
+    assert last_line(ended.out) == "The start failed after 0.00 s, with 3 started. Stopped 3."
     assert ended.err.splitlines()[-1] == "ValueError: the lifespan function failed"
 
 

@@ -182,7 +182,7 @@ async def test_it_is_said_again_and_in_the_end_that_it_is_over(heard: Heard) -> 
         assert len(times) >= 3
         assert all(math.log2(time).is_integer() for time in times)
         assert sorted({*times}) == times
-        [last] = [one.getMessage() for kind, one in said if kind == done]
+        [last] = [one.getMessage() for kind, one in said if kind == f"{step}_over"]
         assert re.fullmatch(rf"`.*get_value` {done} after \d+\.\d s", last)
 
 

@@ -6,7 +6,9 @@ try:
     import rich  # noqa: F401
     import typer
 except ModuleNotFoundError:
-    sys.exit("The command line needs typer and rich: pip install 'fastapi-lifespan-deps[cli]'")
+    needs = "The command line needs typer and rich: pip install 'fastapi-lifespan-deps[cli]'"
+    print(needs, file=sys.stderr)
+    sys.exit(2)
 
 from .check import check
 from .graph import graph

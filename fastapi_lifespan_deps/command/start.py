@@ -95,6 +95,7 @@ class Attempt:
         self._since = 0.0  # when the phase began
         self._took: dict[str, float] = {}  # seconds, by phase
         self._is_up = False
+        self._how_it_failed = "The start failed"
         self._interrupts = 0
         self._error: BaseException | None = None
         self._hanging: list[dict[str, Any]] = []  # as it was told
@@ -189,6 +190,7 @@ class Attempt:
 
     def _give_up(self) -> None:
         """Give up the start, and stop what has started."""
+        self._how_it_failed = "Gave up the start"
         self.begin("stopping")
         self._cancel()
 
@@ -243,7 +245,7 @@ class Attempt:
             texts.append(
                 f"Started {started} in {seconds}."
                 if self._is_up
-                else f"Gave up the start after {seconds}, with {started} started."
+                else f"{self._how_it_failed} after {seconds}, with {started} started."
             )
             seconds = f" in {took['stopping']:.2f} s" if "stopping" in took else ""
             texts.append(f"Stopped {_of(stopped, started)}{seconds}.")

@@ -328,7 +328,12 @@ def _id(node: LifespanNode) -> str:
 
 def _label(node: LifespanNode) -> str:
     # not "1. get_pool", which is a list to releases that read Markdown here
-    return f"{node.number}: {node.name}\n{node.where}"
+    texts = [f"{node.number}: {node.name}", node.where]
+    if node.place is not None:
+        texts.append(f"for {node.place}")
+    if node.overrides is not None:
+        texts.append(f"overrides {node.overrides}")
+    return "\n".join(texts)
 
 
 def _escaped(text: str) -> str:

@@ -78,7 +78,7 @@ class Watch:
                     _say(
                         one,
                         f"`{name_of(one.provider)}` {done} after {seconds:.1f} s",
-                        done,
+                        f"{stage.step}_slow_over",
                         seconds=seconds,
                     )
 
