@@ -34,9 +34,11 @@ from docs_src.model_serving.embedding import Encoder, get_encoder, get_model
 from docs_src.model_serving.files import ModelChoice, ModelFiles
 from docs_src.model_serving.main import app
 from docs_src.model_serving.metrics import Metrics
+from docs_src.model_serving.recipe import Recipe
+from docs_src.model_serving.settings import Settings
 
 PATIENCE = 30.0  # seconds for each thing that is waited for
-FILES = ModelFiles("stand-in", "0", ROOT, ModelChoice.of_request(None, None))
+FILES = ModelFiles("stand-in", "0", ROOT, ModelChoice.of_settings(Settings()), Recipe())
 
 
 class StandIn(Encoder):

@@ -28,6 +28,7 @@ from tests.serving import BUNDLED, CountWords, ServerProcess, save_second_versio
 from docs_src.model_serving.embedding import get_model
 from docs_src.model_serving.files import BUNDLED_SHA256, ModelChoice, ModelFilesDep
 from docs_src.model_serving.main import app, create_app
+from docs_src.model_serving.settings import Settings
 from docs_src.model_serving.shutdown import get_shutdown
 from docs_src.model_serving.swapping import get_swapper
 
@@ -259,7 +260,7 @@ def test_a_swap_goes_on_when_its_client_has_gone(models: Models, second: Path) -
         swapper = app.lifespan_container[get_swapper]
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(swapper.swap, ModelChoice.of_request(second, None))
+                tasks.start_soon(swapper.swap, ModelChoice.of_request(Settings(), second, None))
                 with anyio.fail_after(PATIENCE):
                     while len(models.loaded) < 2:
                         await anyio.lowlevel.checkpoint()
@@ -336,6 +337,7 @@ def test_the_checksum_is_checked_when_it_is_given(models: Models, second: Path) 
         answer = swap(client, second, sha256="0" * 64)
         assert answer.status_code == 409
         assert answer.json()["detail"].startswith(
+            f"The model is refused. The old model, all-MiniLM-L6-v2 {V1}, serves on.\n\n"
             f"`directory` asks for the model in '{second}', but its weights have another checksum"
             " than expected."
         )
@@ -361,7 +363,8 @@ def test_a_load_that_fails_leaves_the_old_model_serving(without_weights: Path) -
         assert answer.status_code == 409
         detail = answer.json()["detail"]
         assert re.match(
-            r"The model without-weights \w{12} could not be loaded. The old model serves on.\n\n",
+            r"The model without-weights \w{12} could not be loaded. The old model,"
+            rf" all-MiniLM-L6-v2 {V1}, serves on.\n\n",
             detail,
         )
         assert "asks for a BertModel, but 16 of its weights are missing." in detail
@@ -382,7 +385,13 @@ def test_a_load_that_fails_leaves_no_model_if_the_old_one_had_to_go_first(
 
         refused = embed(client)
         assert refused.status_code == 503
-        assert int(refused.headers["Retry-After"]) >= 1
+        assert "Retry-After" not in refused.headers  # It doesn't get better by itself.
+        assert refused.json() == {
+            "detail": "No model is loaded: the last one that was asked for could not be loaded."
+        }
+        again = swap(client, without_weights / "typo")
+        assert again.status_code == 503
+        assert "The model is refused. No model is loaded." in again.json()["detail"]
         assert client.get("/livez").status_code == 200
         assert client.get("/readyz").status_code == 503
         health = client.get("/healthz")
@@ -435,10 +444,38 @@ def test_paths_that_cannot_be(models: Models, directory: str) -> None:
         assert swaps(client) == {"ok": 0, "refused": 1, "failed": 0}
 
 
-@pytest.mark.parametrize("body", [{"directory": 1}, {"sha256": ""}, {"sha256": "abc"}, [], None])
+@pytest.mark.parametrize(
+    "body",
+    [{"directory": 1}, {"sha256": ""}, {"sha256": "abc"}, [], {"dir": "/"}, {"sha265": "0" * 64}],
+)
 def test_bodies_of_another_form(models: Models, body: Any) -> None:
+    """A typo swaps nothing in, and skips no check."""
     with TestClient(app) as client:
         assert client.post("/admin/model", json=body, headers=TOKEN).status_code == 422
+        assert len(models.loaded) == 1
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"null", b'{"directory": null}'])
+def test_who_says_nothing_asks_for_what_the_settings_say(
+    monkeypatch: pytest.MonkeyPatch, models: Models, second: Path, body: bytes
+) -> None:
+    monkeypatch.setenv("MODEL_SERVING_MODEL_DIR", str(second))
+    with TestClient(app) as client:
+        assert swap(client, BUNDLED).json()["version"] == V1
+        headers = {**TOKEN, "content-type": "application/json"}
+        answer = client.post("/admin/model", content=body, headers=headers)
+        assert answer.json()["model"] == "second"
+
+
+def test_a_checksum_alone_is_that_of_the_settings_model(
+    monkeypatch: pytest.MonkeyPatch, models: Models, second: Path
+) -> None:
+    monkeypatch.setenv("MODEL_SERVING_MODEL_DIR", str(second))
+    with TestClient(app) as client:
+        answer = swap(client, None, sha256=BUNDLED_SHA256)
+        assert answer.status_code == 409
+        assert str(second) in answer.json()["detail"]
+        assert "or set `sha256` to the checksum" in answer.json()["detail"]
 
 
 # From a timer
@@ -477,7 +514,7 @@ def test_a_reload_that_fails_is_logged_and_the_old_model_serves_on(
     with TestClient(app) as client:
         relink(current, tmp_path / "nothing")
         wait_until(lambda: swaps(client)["refused"] >= 2)
-        assert "The model was not reloaded" in caplog.text
+        assert "The model is refused. The old model, " in caplog.text
         assert "there is no such directory" in caplog.text
         assert version(client) == V1
         relink(current, second)
@@ -493,7 +530,9 @@ def test_the_timer_brings_a_model_back_after_a_failed_swap(
         version(client)
         models.broken = True
         assert swap(client, second).status_code == 503
-        assert embed(client).status_code == 503
+        refused = embed(client)
+        assert refused.status_code == 503
+        assert refused.headers["Retry-After"] == "1"  # Then the timer will have looked.
         models.broken = False
         wait_until(lambda: embed(client).status_code == 200)
         assert version(client) == V1

@@ -172,7 +172,7 @@ def plain_batched() -> FastAPI:
         device = get_device(settings)
         loading = contextmanager(get_model)(files, device, settings)
         async with contextmanager_in_threadpool(loading) as model:
-            encoder = get_encoder(settings, get_tokenizer(files), model, device)
+            encoder = get_encoder(settings, files, get_tokenizer(files), model, device)
             running = asynccontextmanager(get_batcher)(settings, encoder, files, Metrics())
             async with running as app.state.batcher:
                 yield

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 import anyio
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, Request
 
 from .batching import Batcher, BatcherDep, Embedded
+from .bodies import HungUp, deadline_of
 from .limits import EmbeddingsBody, SimilarityBody
 from .schemas import EmbeddingsResponse, SimilarityResponse, SimilarityResult
 
@@ -48,8 +49,8 @@ async def rank_by_similarity(
 
 
 async def embed_for(request: Request, batcher: Batcher, texts: Sequence[str]) -> Embedded:
-    """Embed texts, unless the client hangs up: then they leave the queue."""
-    outcome: Embedded | Exception = HTTPException(499, "The client has hung up.")
+    """Embed texts in time, unless the client hangs up: then they leave the queue."""
+    outcome: Embedded | Exception = HungUp()
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -59,7 +60,7 @@ async def embed_for(request: Request, batcher: Batcher, texts: Sequence[str]) ->
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch)
         try:
-            outcome = await batcher.embed(texts)
+            outcome = await batcher.embed(texts, deadline_of(request))
         except Exception as error:  # A task group would wrap it.
             outcome = error
         tasks.cancel_scope.cancel()

@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Annotated, NamedTuple, TypeVar
 
 import torch
-from anyio import CapacityLimiter, Event, create_task_group, move_on_after, to_thread
+from anyio import CancelScope, CapacityLimiter, Event, create_task_group, move_on_after, to_thread
 from fastapi import HTTPException
 
 from fastapi_lifespan_deps import Depends
@@ -17,6 +17,7 @@ from .embedding import Encoder, EncoderDep
 from .files import ModelFiles, ModelFilesDep
 from .metrics import Metrics, MetricsDep
 from .settings import Settings, SettingsDep
+from .trial import try_model
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -34,6 +35,24 @@ class QueueFull(HTTPException):
             f"{waiting:,} texts are waiting, and at most {limit:,} may. Send this again later.",
             {"Retry-After": str(retry_after)},
         )
+
+
+class WaitedTooLong(HTTPException):
+    """Some texts of a request still wait when its time is up: too much is asked for just now."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(
+            503,
+            "The time for this request was over before its turn came. Send this again later.",
+            {"Retry-After": str(retry_after)},
+        )
+
+
+class ComputedTooLong(HTTPException):
+    """The model works on the last texts of a request when its time is up."""
+
+    def __init__(self) -> None:
+        super().__init__(504, "The model took too long.")
 
 
 class BatcherStopped(HTTPException):
@@ -111,29 +130,34 @@ class Batcher:
         self._one_at_a_time = CapacityLimiter(1)
 
     # --8<-- [start:embed]
-    async def embed(self, texts: Sequence[str]) -> Embedded:
+    async def embed(self, texts: Sequence[str], deadline: float = math.inf) -> Embedded:
         """Embed one text or more; if the caller is cancelled, those that wait leave the queue.
+
+        The deadline is by the clock of the event loop, `anyio.current_time()`.
 
         Raises:
             QueueFull: there is no room for them in the queue. None of them enters it.
+            WaitedTooLong, ComputedTooLong: the deadline has come. They have left the queue.
             BatchFailed: the model failed on one of them, or on one that was in the same batch.
             BatcherStopped: the batcher has been closed.
         """
         if self._is_closed:
             raise BatcherStopped
         if len(self._waiting) + len(texts) > self._max_queue_size:
-            retry_after = math.ceil(len(self._waiting) * self._seconds_per_text)
-            raise QueueFull(len(self._waiting), self._max_queue_size, max(1, retry_after))
+            raise QueueFull(len(self._waiting), self._max_queue_size, self._retry_after())
         request, now = _Request(len(texts)), perf_counter()
         own = [_Text(request, index, text, now) for index, text in enumerate(texts)]
         self._waiting.update(dict.fromkeys(own))
         self._metrics.queue_size.inc(len(own))
         self._changed.set()
         try:
-            await request.done.wait()
+            with CancelScope(deadline=deadline) as in_time:
+                await request.done.wait()
         finally:
-            # If it was cancelled.
-            self._leave(own)
+            # If it was cancelled, or its time is up.
+            left = self._leave(own)
+        if in_time.cancelled_caught:
+            raise WaitedTooLong(self._retry_after()) if left else ComputedTooLong
         if isinstance(request.error, BatcherStopped):
             raise BatcherStopped
         if request.error is not None:
@@ -251,11 +275,17 @@ class Batcher:
             request.error = error
             request.done.set()
 
-    def _leave(self, texts: list[_Text]) -> None:
-        for text in texts:
-            if text in self._waiting:
-                del self._waiting[text]
-                self._metrics.queue_size.dec()
+    def _retry_after(self) -> int:
+        """In how many seconds what waits now has had its turn."""
+        return max(1, math.ceil(len(self._waiting) * self._seconds_per_text))
+
+    def _leave(self, texts: list[_Text]) -> int:
+        """Take those that wait out of the queue; say how many these were."""
+        waiting = [text for text in texts if text in self._waiting]
+        for text in waiting:
+            del self._waiting[text]
+            self._metrics.queue_size.dec()
+        return len(waiting)
 
     async def _in_thread(self, function: Callable[[T], R], argument: T) -> R:
         return await to_thread.run_sync(function, argument, limiter=self._one_at_a_time)
@@ -273,14 +303,12 @@ async def get_batcher(
 ) -> AsyncIterator[Batcher]:
     """Run a batcher as long as its model lives; at its end it finishes what waits.
 
-    First the largest batch that it may make is made: a model that doesn't work, or has no room to
-    work in, doesn't get as far as a request. And the first pass is slow.
+    First its model is tried: one that doesn't work, or has no room to work in, doesn't get as far
+    as a request. And the first pass is slow.
     """
     limit = max_batch_tokens(settings, encoder.device)
     largest = min(settings.max_batch_size, max(1, limit // encoder.max_tokens))
-    word = encoder.tokenize(["warm"])[0][-1]
-    full = [[word] * encoder.max_tokens] * largest
-    await to_thread.run_sync(encoder.encode, full)
+    await to_thread.run_sync(try_model, encoder, files, largest)
 
     batcher = Batcher(
         encoder,

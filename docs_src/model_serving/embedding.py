@@ -15,6 +15,7 @@ from fastapi_lifespan_deps import Depends
 
 from .errors import ModelLoadError
 from .files import FROM_DIRECTORY, WEIGHTS, ModelFiles, ModelFilesDep, explain_failure
+from .recipe import Recipe
 from .settings import SettingsDep
 
 logger = logging.getLogger(__name__)
@@ -128,31 +129,46 @@ class Encoder:
         model: torch.nn.Module,
         device: torch.device,
         *,
+        recipe: Recipe,
         max_tokens: int,
     ) -> None:
         self.device = device
-        self.max_tokens = min(max_tokens, tokenizer.model_max_length)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
+        self.max_tokens = min(
+            limit
+            for limit in (
+                max_tokens,
+                recipe.max_tokens,
+                tokenizer.model_max_length,
+                positions_of(model),
+            )
+            if limit is not None
+        )
         self._model = model
+        self._recipe = recipe
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Cut each text into the numbers of its word pieces, `max_tokens` at most."""
-        encoded = self._tokenizer(list(texts), truncation=True, max_length=self.max_tokens)
+        texts = [text.lower() if self._recipe.lower_case else text for text in texts]
+        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_tokens)
         return list(encoded["input_ids"])
 
     def encode(self, token_ids: Sequence[list[int]]) -> torch.Tensor:
         """Embed tokenized texts in one forward pass: one row for each, on the CPU."""
         rows = [torch.tensor(ids, dtype=torch.long) for ids in token_ids]
         lengths = torch.tensor([len(ids) for ids in token_ids])
-        padding = self._tokenizer.pad_token_id or 0
+        padding = self.tokenizer.pad_token_id or 0
         padded = pad_sequence(rows, batch_first=True, padding_value=padding)
         real = torch.arange(padded.shape[1]) < lengths.unsqueeze(1)
         with torch.inference_mode():
             input_ids, mask = self._to_device(padded), self._to_device(real.long())
             hidden = self._model(input_ids=input_ids, attention_mask=mask).last_hidden_state
-            total = (hidden.float() * mask.unsqueeze(-1)).sum(dim=1)
-            mean = total / mask.sum(dim=1, keepdim=True)
-            return torch.nn.functional.normalize(mean, dim=1).cpu()
+            if self._recipe.pooling == "cls":
+                pooled = hidden[:, 0].float()
+            else:
+                total = (hidden.float() * mask.unsqueeze(-1)).sum(dim=1)
+                pooled = total / mask.sum(dim=1, keepdim=True)
+            return torch.nn.functional.normalize(pooled, dim=1).cpu()
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.device.type == "cuda":
@@ -161,10 +177,26 @@ class Encoder:
         return tensor.to(self.device)
 
 
+def positions_of(model: torch.nn.Module) -> int | None:
+    """How many word pieces of a text a model has positions for, if they are in a table."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            # RoBERTa and its kind count from the number after that of the padding.
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - unused
+    return None
+
+
 def get_encoder(
-    settings: SettingsDep, tokenizer: TokenizerDep, model: ModelDep, device: DeviceDep
+    settings: SettingsDep,
+    model_files: ModelFilesDep,
+    tokenizer: TokenizerDep,
+    model: ModelDep,
+    device: DeviceDep,
 ) -> Encoder:
-    return Encoder(tokenizer, model, device, max_tokens=settings.max_tokens)
+    return Encoder(
+        tokenizer, model, device, recipe=model_files.recipe, max_tokens=settings.max_tokens
+    )
 
 
 EncoderDep = Annotated[Encoder, Depends(get_encoder, scope="lifespan")]

@@ -1,4 +1,7 @@
-"""Why the model cannot be loaded."""
+"""Why the model cannot be loaded; and how middleware answers an error."""
+
+from fastapi import HTTPException
+from fastapi.responses import JSONResponse
 
 
 class ModelLoadError(RuntimeError):
@@ -12,3 +15,8 @@ class ModelLoadError(RuntimeError):
         width = max(map(len, where))
         places = "\n".join(f"  {name:<{width}}  {place}" for name, place in where.items())
         super().__init__(f"{asked}, but {problem}.\n\n{places}\n\n{advice}")
+
+
+def respond(error: HTTPException) -> JSONResponse:
+    """The answer that FastAPI gives to what a route raises, for what is raised around it."""
+    return JSONResponse({"detail": error.detail}, error.status_code, error.headers)

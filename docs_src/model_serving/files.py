@@ -3,17 +3,18 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from safetensors import safe_open
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from fastapi_lifespan_deps import Depends
 
 from .errors import ModelLoadError
+from .recipe import Recipe, read_recipe
 from .settings import Settings, SettingsDep
 
 BUNDLED_NAME = "all-MiniLM-L6-v2"
@@ -46,8 +47,14 @@ class ModelChoice:
         )
 
     @classmethod
-    def of_request(cls, directory: Path | None, sha256: str | None) -> Self:
-        return cls(directory, sha256, "The request asks", "`directory`", "`sha256`")
+    def of_request(cls, settings: Settings, directory: Path | None, sha256: str | None) -> Self:
+        """What the request says, or the settings where it doesn't."""
+        if directory is not None:
+            return cls(directory, sha256, "The request asks", "`directory`", "`sha256`")
+        choice = cls.of_settings(settings)
+        if sha256 is not None:
+            choice = replace(choice, sha256=sha256, sha256_option="`sha256`")
+        return choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +65,16 @@ class ModelFiles:
     version: str
     directory: Path
     choice: ModelChoice
+    recipe: Recipe
 
 
 def check_model(choice: ModelChoice) -> ModelFiles:
-    """Find a model and check it, without loading it. Takes as long as reading its weights.
+    """Find a model and check it, without loading it. Takes as long as reading its weights twice.
 
-    Raises `ModelLoadError` when the directory is not there or incomplete, when its configuration
-    or the table of its weights can't be read, or when the weights have another checksum than
-    expected.
+    Raises `ModelLoadError` when the directory is not there or incomplete, when one of its files
+    can't be read, when the weights have another checksum than expected or aren't numbers, when the
+    tokenizer isn't that of the model, or when the directory asks for something that isn't done
+    here. What is left to find out is whether the model works: see trial.py.
     """
     if choice.directory is None:
         asked = f"{choice.who} for the bundled model {BUNDLED_NAME}"
@@ -80,10 +89,13 @@ def check_model(choice: ModelChoice) -> ModelFiles:
         _check_directory(directory, asked, choice)
         found = _check_weights(directory / WEIGHTS, expected.lower(), asked, choice)
     with explain_failure("configuration", directory, choice):
-        AutoConfig.from_pretrained(directory, **FROM_DIRECTORY)
-    with explain_failure("weights", directory, choice), safe_open(directory / WEIGHTS, "pt"):
-        pass  # Opening it checks that all that its header names is in the file.
-    return ModelFiles(name, found[:12], directory, choice)
+        recipe = read_recipe(directory)
+        config = AutoConfig.from_pretrained(directory, **FROM_DIRECTORY)
+    with explain_failure("tokenizer", directory, choice):
+        _check_vocabulary(directory, config.get_text_config().vocab_size)
+    with explain_failure("weights", directory, choice):
+        _check_numbers(directory / WEIGHTS)
+    return ModelFiles(name, found[:12], directory, choice, recipe)
 
 
 def _bundled_directory(asked: str) -> Path:
@@ -136,6 +148,37 @@ def _check_weights(weights: Path, expected: str, asked: str, choice: ModelChoice
         where={"file": weights, "expected sha256": expected, "found sha256": found},
         advice=advice,
     )
+
+
+def _check_vocabulary(directory: Path, vocab_size: int) -> None:
+    """A word piece that the model has no embedding for would fail the requests that have it.
+
+    On a GPU it would do more than that: no request works any more in the whole process.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(directory, **FROM_DIRECTORY)
+    piece, number = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if number >= vocab_size:
+        raise ModelLoadError(
+            f"The tokenizer in {str(directory)!r} has the word piece {piece!r}, number {number:,}",
+            f"the model has embeddings for {vocab_size:,} only",
+            where={"tokenizer": directory / "tokenizer.json", "model": directory / "config.json"},
+            advice="Put the tokenizer there that the model was trained with.",
+        )
+
+
+def _check_numbers(weights: Path) -> None:
+    """Training that has diverged leaves weights that are NaN or infinite."""
+    # Opening it checks that all that its header names is in the file.
+    with safe_open(weights, "pt") as tensors:
+        names = tensors.keys()
+        broken = [name for name in names if not tensors.get_tensor(name).isfinite().all()]
+    if broken:
+        raise ModelLoadError(
+            f"The weights in {str(weights)!r} are asked for",
+            f"{len(broken)} of them have NaN or infinity in them",
+            where={"file": weights, "first": broken[0]},
+            advice="Look at the training: it has diverged. Serve an earlier state of it.",
+        )
 
 
 @contextmanager

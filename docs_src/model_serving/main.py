@@ -1,15 +1,26 @@
 """The application: the model is loaded at startup, shared by every request, freed at shutdown."""
 
-from fastapi_lifespan_deps import LifespanFastAPI, add_health_routes
+from fastapi.exceptions import RequestValidationError
 
-from . import api, health, metrics, page, swapping
+from fastapi_lifespan_deps import (
+    LifespanFastAPI,
+    UnavailableLifespanDependency,
+    add_health_routes,
+)
+
+from . import admin, api, bodies, health, metrics, page, refusals, swapping
 from .shutdown import get_shutdown
 
 
 def create_app() -> LifespanFastAPI:
     """Make the application. It takes its settings from the environment when it starts."""
     app = LifespanFastAPI(title="Sentence embeddings")
+    # The last one is the first that a request comes to.
+    app.add_middleware(bodies.ReadBodies)
+    app.add_middleware(admin.GuardAdmin)
     app.add_middleware(metrics.CountRequests)
+    app.add_exception_handler(RequestValidationError, refusals.answer_invalid)
+    app.add_exception_handler(UnavailableLifespanDependency, refusals.answer_unavailable)
     for module in (api, swapping, health, metrics, page):
         app.include_router(module.router)
     # Not cached: the check costs nothing, and what it says is to be known at once.

@@ -1,18 +1,21 @@
 """Bodies and answers. How much a body may hold is a setting: see limits.py."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
+
+# One error for a million of numbers, not a million of errors.
+Texts: TypeAlias = Annotated[list[str], FailFast()]
 
 
 class EmbeddingsRequest(BaseModel):
-    texts: list[str]
+    texts: Texts
 
 
 class SimilarityRequest(BaseModel):
     query: str
-    candidates: list[str]
+    candidates: Texts
 
 
 class Answer(BaseModel):
@@ -37,8 +40,10 @@ class SimilarityResponse(Answer):
 
 
 class SwapRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")  # A typo must not swap in another model.
+
     directory: Path | None = None
-    """On the server. The bundled model, if there is none."""
+    """On the server. Without one, the model that the settings say."""
     sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$")
     """Of model.safetensors. Without one, the directory is trusted."""
 

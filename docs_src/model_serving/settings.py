@@ -5,8 +5,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from starlette.requests import HTTPConnection
+from starlette.types import Scope
 
-from fastapi_lifespan_deps import Depends
+from fastapi_lifespan_deps import Depends, UninitializedLifespanDependency, get_container
 
 
 class Settings(BaseSettings):
@@ -24,7 +26,8 @@ class Settings(BaseSettings):
     # "bfloat16" takes half the memory, and is faster on CUDA; scores differ in the third digit.
     dtype: Literal["float32", "bfloat16"] = "float32"
 
-    # Word pieces: the model was trained with this many, what follows is cut off.
+    # Word pieces: the model was trained with this many, what follows is cut off. Fewer if the
+    # files of the model say so.
     max_tokens: PositiveInt = 256
     # Texts in one forward pass.
     max_batch_size: PositiveInt = 32
@@ -40,6 +43,11 @@ class Settings(BaseSettings):
     max_texts: PositiveInt = 256
     # In characters.
     max_text_length: PositiveInt = 8_000
+    # In the body of a request: more is answered 413, and not read.
+    max_body_bytes: PositiveInt = 2 * 2**20
+    # From the arrival of a request to its answer. When the time is up: 408 if the body isn't all
+    # there, 503 if it waits in the queue, 504 if the model works on it. A swap goes on.
+    request_timeout: PositiveFloat = 30
 
     # Whoever has it may swap the model. Without one, nobody may.
     admin_token: SecretStr | None = None
@@ -68,3 +76,12 @@ class Settings(BaseSettings):
 
 
 SettingsDep = Annotated[Settings, Depends(scope="lifespan")]
+
+
+async def find_settings(scope: Scope) -> Settings | None:
+    """For middleware: the settings of the application that a request comes to, if it runs."""
+    container = await get_container(HTTPConnection(scope))
+    try:
+        return container[Settings]
+    except UninitializedLifespanDependency:
+        return None

@@ -2,22 +2,22 @@
 
 import logging
 import random
-import secrets
 import traceback
 from collections.abc import AsyncIterator
 from typing import Annotated
 
 import anyio
 from fastapi import APIRouter, HTTPException
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from fastapi_lifespan_deps import (
     Depends,
     LifespanFastAPI,
     RefreshError,
-    UnavailableLifespanDependency,
+    UninitializedLifespanDependency,
 )
 
+from . import admin
+from .batching import get_batcher
 from .errors import ModelLoadError
 from .files import (
     ModelChoice,
@@ -36,19 +36,15 @@ logger = logging.getLogger(__name__)
 
 
 class SwapFailed(HTTPException):
-    """The model could not be loaded. 409: the old one serves on. 503: none is loaded."""
+    """Another model was asked for and doesn't serve. 409: the old one does. 503: none does."""
 
-    def __init__(self, files: ModelFiles, reason: str, *, old_serves_on: bool) -> None:
+    def __init__(self, what: str, reason: str, serving: ModelFiles | None) -> None:
         now = (
-            "The old model serves on."
-            if old_serves_on
-            else "No model is loaded: the old one had to go first. Ask for another model, or for"
-            " the old one."
+            f"The old model, {serving.name} {serving.version}, serves on."
+            if serving is not None
+            else "No model is loaded. Ask for another one, or for the old one."
         )
-        super().__init__(
-            409 if old_serves_on else 503,
-            f"The model {files.name} {files.version} could not be loaded. {now}\n\n{reason}",
-        )
+        super().__init__(503 if serving is None else 409, f"{what} {now}\n\n{reason}")
 
 
 class Stopping(HTTPException):
@@ -78,14 +74,15 @@ class Swapper:
         self._source = source
         self._metrics = metrics
         self._one_at_a_time = anyio.Lock()
+        self.is_loading = False
+        """Whether a model is being loaded, so that one will serve soon if none does."""
 
     # --8<-- [start:swap]
     async def swap(self, choice: ModelChoice) -> ModelFiles:
         """Check a model, load it, and let it serve; return when the old one has been freed.
 
         Raises:
-            ModelLoadError: its files aren't good. Nothing has happened.
-            SwapFailed: it could not be loaded.
+            SwapFailed: it isn't fit to serve. If its files say so, nothing has happened.
             Stopping: the application is about to stop.
         """
         async with self._one_at_a_time:
@@ -119,22 +116,25 @@ class Swapper:
 
     def _serving(self) -> ModelFiles | None:
         try:
-            return self._app.lifespan_container[get_model_files]
-        except UnavailableLifespanDependency:
+            return self._app.lifespan_container[get_batcher].files
+        except UninitializedLifespanDependency:
             return None  # The last swap has failed, after the old model had to go.
 
     async def _check(self, choice: ModelChoice) -> ModelFiles:
         try:
             return await anyio.to_thread.run_sync(check_model, choice)
-        except ModelLoadError:
+        except ModelLoadError as error:
             self._metrics.swaps.labels("refused").inc()
-            raise
+            refused = SwapFailed("The model is refused.", str(error), self._serving())
+            logger.error(refused.detail)
+            raise refused from error
 
     # --8<-- [start:load]
     async def _load(self, files: ModelFiles) -> None:
         policy = self._settings.swap_policy
         previous, self._source.files = self._source.files, files
         try:
+            self.is_loading = True
             # What was begun is brought to its end, even if the client goes away.
             with anyio.CancelScope(shield=True):
                 draining = await self._app.lifespan_container.refresh(
@@ -146,12 +146,14 @@ class Swapper:
         except Exception as error:
             self._source.files = previous
             self._metrics.swaps.labels("failed").inc()
-            logger.exception("The model %s %s could not be loaded", files.name, files.version)
+            what = f"The model {files.name} {files.version} could not be loaded."
+            failed = SwapFailed(what, str(error) or type(error).__name__, self._serving())
+            logger.exception(failed.detail)
             # They hold what was loaded, as long as anybody holds the error.
             traceback.clear_frames(error.__traceback__)
-            old_serves_on = policy == "availability_preserving"
-            reason = str(error) or type(error).__name__
-            raise SwapFailed(files, reason, old_serves_on=old_serves_on) from error
+            raise failed from error
+        finally:
+            self.is_loading = False
         self._metrics.swaps.labels("ok").inc()
         # So there are never more than two models in memory.
         await draining.wait()
@@ -180,35 +182,17 @@ SwapperDep = Annotated[Swapper, Depends(get_swapper, scope="lifespan")]
 # --8<-- [end:provider]
 
 # --8<-- [start:route]
-bearer = HTTPBearer(auto_error=False, description="MODEL_SERVING_ADMIN_TOKEN")
-
-
-async def check_admin(
-    settings: SettingsDep,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
-) -> None:
-    """Let through who has the token of the settings. Without one, there is nothing here."""
-    if settings.admin_token is None:
-        raise HTTPException(404, "Set MODEL_SERVING_ADMIN_TOKEN to allow that models are swapped.")
-    expected = settings.admin_token.get_secret_value()
-    given = "" if credentials is None else credentials.credentials
-    # A header is read as latin-1, whatever the client has written.
-    if not secrets.compare_digest(given.encode("latin-1"), expected.encode()):
-        raise HTTPException(
-            401, "Send the admin token as a bearer token.", {"WWW-Authenticate": "Bearer"}
-        )
-
-
 router = APIRouter(tags=["operation"])
 
 
-@router.post("/admin/model", dependencies=[Depends(check_admin)])
-async def swap_model(body: SwapRequest, swapper: SwapperDep) -> SwapResponse:
+@router.post(admin.PATH, dependencies=[Depends(admin.check_admin)])
+async def swap_model(
+    swapper: SwapperDep, settings: SettingsDep, body: SwapRequest | None = None
+) -> SwapResponse:
     """Let another model serve. The answer comes when it does, and the old one has been freed."""
-    try:
-        files = await swapper.swap(ModelChoice.of_request(body.directory, body.sha256))
-    except ModelLoadError as error:
-        raise HTTPException(409, str(error)) from error
+    wanted = body or SwapRequest()
+    choice = ModelChoice.of_request(settings, wanted.directory, wanted.sha256)
+    files = await swapper.swap(choice)
     return SwapResponse(model=files.name, version=files.version)
 
 
