@@ -3,6 +3,7 @@
 Importing it skips the test file where the example's needs aren't installed.
 """
 
+import shutil
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ __all__ = [
     "CountWords",
     "ServerProcess",
     "save_second_version",
+    "save_small_model",
     "torch",
     "watching",
 ]
@@ -58,4 +60,22 @@ def save_second_version(directory: Path) -> Path:
     )
     model.save_pretrained(directory)
     transformers.AutoTokenizer.from_pretrained(BUNDLED).save_pretrained(directory)
+    return directory
+
+
+def save_small_model(directory: Path) -> Path:
+    """Save a model that means nothing, small enough to make many, as sentence-transformers does."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    transformers.BertModel(config).save_pretrained(directory)
+    transformers.AutoTokenizer.from_pretrained(BUNDLED).save_pretrained(directory)
+    for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"):
+        (directory / name).parent.mkdir(exist_ok=True)
+        shutil.copy(BUNDLED / name, directory / name)
     return directory

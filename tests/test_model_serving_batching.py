@@ -29,6 +29,7 @@ from docs_src.model_serving.batching import (
     BatchFailed,
     Embedded,
     QueueFull,
+    WaitedTooLong,
 )
 from docs_src.model_serving.embedding import Encoder, get_encoder, get_model
 from docs_src.model_serving.files import ModelChoice, ModelFiles
@@ -299,6 +300,34 @@ async def test_a_request_that_is_cancelled_while_its_batch_runs_hurts_nobody() -
         await it.answered(1)
     assert it.encoder.batches == [[7], [2]]
     assert it.rows("2") == [2.0]
+
+
+# Time limits
+
+
+@pytest.mark.anyio
+async def test_a_request_whose_time_is_up_leaves_the_queue() -> None:
+    async with busy(max_queue_size=4) as it:
+        await it.embed(2)
+        with pytest.raises(WaitedTooLong) as caught:
+            await it.batcher.embed(["7", "8", "9"], anyio.current_time())
+        assert (caught.value.status_code, caught.value.headers) == (503, {"Retry-After": "1"})
+        assert it.queue_size == 1
+        await it.embed(3, 4, 5)  # There is room again.
+        it.encoder.gate.set()
+        await it.answered(3)
+    assert it.encoder.batches == [[1], [2, 3, 4, 5]]
+
+
+@pytest.mark.anyio
+async def test_a_request_of_which_a_part_is_done_when_its_time_is_up() -> None:
+    """What still waits of it leaves the queue."""
+    async with running(max_batch_size=2) as it:
+        it.encoder.gate.clear()
+        with pytest.raises(WaitedTooLong):
+            await it.batcher.embed(["2", "3", "4"], anyio.current_time() + 0.05)
+        assert it.queue_size == 0
+        it.encoder.gate.set()
 
 
 # Errors

@@ -404,6 +404,33 @@ def test_a_load_that_fails_leaves_no_model_if_the_old_one_had_to_go_first(
         assert version(client) != V1
 
 
+def test_while_another_model_is_loaded_clients_are_told_to_come_again(
+    monkeypatch: pytest.MonkeyPatch, models: Models, second: Path
+) -> None:
+    loading, go_on = threading.Event(), threading.Event()
+
+    def load(files: ModelFilesDep) -> Iterator[Any]:
+        if files.directory == second.resolve():
+            loading.set()
+            assert go_on.wait(PATIENCE)
+        yield from models.provide(files)
+
+    monkeypatch.setenv("MODEL_SERVING_SWAP_POLICY", "resource_preserving")
+    monkeypatch.setitem(app.dependency_overrides, get_model, load)
+    with TestClient(app) as client, ThreadPoolExecutor() as threads:
+        swapping = threads.submit(swap, client, second)
+        try:
+            assert loading.wait(PATIENCE)
+            refused = embed(client)
+        finally:
+            go_on.set()
+        assert refused.status_code == 503
+        assert refused.json() == {"detail": "Another model is being loaded."}
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert swapping.result(PATIENCE).status_code == 200
+        assert version(client) != V1
+
+
 def test_the_new_model_is_tried_before_it_serves(
     models: Models, second: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -194,9 +194,19 @@ def get_encoder(
     model: ModelDep,
     device: DeviceDep,
 ) -> Encoder:
-    return Encoder(
+    encoder = Encoder(
         tokenizer, model, device, recipe=model_files.recipe, max_tokens=settings.max_tokens
     )
+    marks = tokenizer.num_special_tokens_to_add()  # around each text
+    if encoder.max_tokens <= marks:
+        raise ModelLoadError(
+            f"Texts of {encoder.max_tokens} word pieces are asked for",
+            f"the tokenizer puts {marks} of its own around each, and none is left",
+            where={"directory": model_files.directory, "setting": "MODEL_SERVING_MAX_TOKENS"},
+            advice="Set MODEL_SERVING_MAX_TOKENS to more; or correct max_seq_length in"
+            " sentence_bert_config.json, or model_max_length in tokenizer_config.json.",
+        )
+    return encoder
 
 
 EncoderDep = Annotated[Encoder, Depends(get_encoder, scope="lifespan")]

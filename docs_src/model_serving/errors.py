@@ -14,7 +14,9 @@ class ModelLoadError(RuntimeError):
         self.advice = advice
         width = max(map(len, where))
         places = "\n".join(f"  {name:<{width}}  {place}" for name, place in where.items())
-        super().__init__(f"{asked}, but {problem}.\n\n{places}\n\n{advice}")
+        message = f"{asked}, but {problem}.\n\n{places}\n\n{advice}"
+        # A path may have bytes in it that are no letters: an answer couldn't be sent with them.
+        super().__init__(message.encode(errors="backslashreplace").decode())
 
 
 def respond(error: HTTPException) -> JSONResponse:

@@ -91,7 +91,7 @@ def _name_of(kind: str) -> str:
 
 def _read_pooling(file: Path) -> Pooling:
     config = _read(file)
-    modes = config.get("pooling_mode", [])  # of newer releases; older ones have a flag for each
+    modes = config.get("pooling_mode") or []  # of newer releases; older ones have flags
     if not isinstance(modes, list):
         modes = [modes]
     if not modes:
@@ -105,9 +105,8 @@ def _read_pooling(file: Path) -> Pooling:
         return "mean"
     if modes == ["cls"]:
         return "cls"
-    raise _refuse(
-        file, f"the pooling {' and '.join(map(str, modes))}", "Serve a model with `mean` or `cls`."
-    )
+    asked = " and ".join(map(str, modes)) or "none"
+    raise _refuse(file, f"the pooling {asked}", "Serve a model with `mean` or `cls`.")
 
 
 # --8<-- [end:recipe]

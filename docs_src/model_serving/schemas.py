@@ -1,6 +1,5 @@
 """Bodies and answers. How much a body may hold is a setting: see limits.py."""
 
-from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
@@ -42,7 +41,8 @@ class SimilarityResponse(Answer):
 class SwapRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")  # A typo must not swap in another model.
 
-    directory: Path | None = None
+    # Not a `Path`: that may have what can't be sent back in an answer.
+    directory: str | None = Field(None, max_length=4_096)
     """On the server. Without one, the model that the settings say."""
     sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$")
     """Of model.safetensors. Without one, the directory is trusted."""

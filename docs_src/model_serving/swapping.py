@@ -4,6 +4,7 @@ import logging
 import random
 import traceback
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Annotated
 
 import anyio
@@ -191,7 +192,8 @@ async def swap_model(
 ) -> SwapResponse:
     """Let another model serve. The answer comes when it does, and the old one has been freed."""
     wanted = body or SwapRequest()
-    choice = ModelChoice.of_request(settings, wanted.directory, wanted.sha256)
+    directory = None if wanted.directory is None else Path(wanted.directory)
+    choice = ModelChoice.of_request(settings, directory, wanted.sha256)
     files = await swapper.swap(choice)
     return SwapResponse(model=files.name, version=files.version)
 

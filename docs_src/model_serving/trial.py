@@ -27,13 +27,13 @@ def try_model(encoder: Encoder, files: ModelFiles, batch_size: int) -> None:
             # They hold what was on the device, as long as anybody holds the error.
             traceback.clear_frames(error.__traceback__)
             said = f"{type(error).__name__}: {error}"
-            raise _refuse(files, batch, "it fails", said) from error
+            raise _refuse(files, batch, "it failed", said) from error
         if not torch.isfinite(rows).all():
-            raise _refuse(files, batch, "they aren't numbers", "NaN or infinity")
+            raise _refuse(files, batch, "the embeddings have NaN or infinity in them")
         lengths = rows.norm(dim=1)
         if ((lengths - 1).abs() > TOLERANCE).any():
-            said = f"lengths from {lengths.min():.3g} to {lengths.max():.3g}"
-            raise _refuse(files, batch, "they aren't of length 1", said)
+            shortest = f"one of its embeddings has the length {lengths.min():.3g}, not 1"
+            raise _refuse(files, batch, shortest)
 
 
 def hardest_batches(encoder: Encoder, batch_size: int) -> Iterator[list[list[int]]]:
@@ -52,12 +52,21 @@ def hardest_batches(encoder: Encoder, batch_size: int) -> Iterator[list[list[int
 # --8<-- [end:trial]
 
 
-def _refuse(files: ModelFiles, batch: list[list[int]], problem: str, said: str) -> ModelLoadError:
+def _refuse(
+    files: ModelFiles, batch: list[list[int]], problem: str, said: str | None = None
+) -> ModelLoadError:
+    tried = f"{len(batch)} texts of {len(batch[0])} word pieces"
+    where: dict[str, object] = {"directory": files.directory}
+    advice = "Serve another model: the numbers in this one's weights don't work."
+    if said is not None:
+        where["said"] = said
+        advice = (
+            "Serve another model; or, if the memory didn't suffice, set"
+            " MODEL_SERVING_MAX_BATCH_TOKENS to less."
+        )
     return ModelLoadError(
-        f"{files.choice.who} for the model in {str(files.directory)!r}, and it was loaded and"
-        f" tried with {len(batch)} texts of {len(batch[0])} word pieces",
-        f"the embeddings are no use: {problem}",
-        where={"directory": files.directory, "said": said},
-        advice="Serve another model. If it was the memory that didn't suffice: set"
-        " MODEL_SERVING_MAX_BATCH_TOKENS to less.",
+        f"The model in {str(files.directory)!r} was tried with {tried}",
+        problem,
+        where=where,
+        advice=advice,
     )
