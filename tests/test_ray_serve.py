@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import logging
 import os
 import select
 import signal
@@ -118,6 +119,25 @@ def test_admin_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="MODEL_SERVING_ADMIN_TOKEN is set") as caught:
         configure(Arguments())
     assert "secret" not in str(caught.value)
+
+
+def test_a_model_that_cannot_serve_ends_a_replica_before_its_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """So that `serve status` says why."""
+    pytest.importorskip("torch")
+    from docs_src.model_serving.errors import ModelLoadError
+    from docs_src.ray_serve import make_app
+    from tests.serving import save_small_model
+
+    directory = save_small_model(tmp_path / "max")
+    (directory / "1_Pooling/config.json").write_text('{"pooling_mode": "max"}')
+    monkeypatch.setenv("MODEL_SERVING_MODEL_DIR", str(directory))
+    logger = logging.getLogger("docs_src.model_serving")
+    monkeypatch.setattr(logger, "parent", logger.parent)
+    monkeypatch.setattr(logger, "level", logger.level)
+    with pytest.raises(ModelLoadError, match="asks for the pooling max, but this server doesn't"):
+        make_app()
 
 
 # On Ray

@@ -45,7 +45,7 @@ class GuardAdmin:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].endswith(PATH):
+        if scope["type"] == "http" and scope["path"].rstrip("/").endswith(PATH):
             settings = await find_settings(scope)
             if settings is not None:
                 try:

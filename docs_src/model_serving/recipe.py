@@ -57,7 +57,7 @@ def _read(file: Path, default: Any = None) -> Any:
     return json.loads(content)
 
 
-def _refuse(file: Path, asks_for: str, advice: str) -> ModelLoadError:
+def _refusal(file: Path, asks_for: str, advice: str) -> ModelLoadError:
     return ModelLoadError(
         f"{str(file)!r} asks for {asks_for}",
         "this server doesn't do that, and without it the embeddings would be others",
@@ -75,7 +75,7 @@ def _read_modules(directory: Path) -> tuple[Path, bool]:
         return directory / "1_Pooling", False
     names = [_name_of(module["type"]) for module in modules]
     if names not in SERVED or modules[0]["path"]:
-        raise _refuse(
+        raise _refusal(
             file,
             f"the modules {', '.join(names)}",
             "Serve a model of the modules Transformer (in the directory itself), Pooling and, if"
@@ -106,7 +106,7 @@ def _read_pooling(file: Path) -> Pooling:
     if modes == ["cls"]:
         return "cls"
     asked = " and ".join(map(str, modes)) or "none"
-    raise _refuse(file, f"the pooling {asked}", "Serve a model with `mean` or `cls`.")
+    raise _refusal(file, f"the pooling {asked}", "Serve a model with `mean` or `cls`.")
 
 
 # --8<-- [end:recipe]
@@ -117,7 +117,7 @@ def _refuse_prompts_and_other_scores(directory: Path, *, is_normalized: bool) ->
     config = _read(file)
     name = config.get("default_prompt_name")
     if name is not None and config.get("prompts", {}).get(name) != "":
-        raise _refuse(
+        raise _refusal(
             file,
             f"the prompt {name!r} before each text",
             "Serve a model without a default prompt. Clients can put one before their texts.",
@@ -125,7 +125,7 @@ def _refuse_prompts_and_other_scores(directory: Path, *, is_normalized: bool) ->
     score = config.get("similarity_fn_name") or "cosine"
     # Of embeddings of unit length, the dot product is the cosine.
     if score != "cosine" and not (score == "dot" and is_normalized):
-        raise _refuse(
+        raise _refusal(
             file,
             f"the similarity {score!r} of embeddings that aren't normalized"
             if score == "dot"
@@ -137,14 +137,14 @@ def _refuse_prompts_and_other_scores(directory: Path, *, is_normalized: bool) ->
 def _refuse_code_and_adapters(directory: Path) -> None:
     for name in ("config.json", "tokenizer_config.json"):
         if code := _read(directory / name).get("auto_map"):
-            raise _refuse(
+            raise _refusal(
                 directory / name,
                 f"Python code of its own, {json.dumps(code)}",
                 "No code of a model is run (trust_remote_code is off). Serve a model that"
                 " transformers has the code of, without `auto_map`.",
             )
     if (adapter := directory / "adapter_config.json").exists():
-        raise _refuse(
+        raise _refusal(
             adapter,
             "weights on top of another model's",
             "Merge the adapter into the weights of that model, and serve these.",

@@ -134,8 +134,8 @@ class Swapper:
     async def _load(self, files: ModelFiles) -> None:
         policy = self._settings.swap_policy
         previous, self._source.files = self._source.files, files
+        self.is_loading = True
         try:
-            self.is_loading = True
             # What was begun is brought to its end, even if the client goes away.
             with anyio.CancelScope(shield=True):
                 draining = await self._app.lifespan_container.refresh(

@@ -27,13 +27,13 @@ def try_model(encoder: Encoder, files: ModelFiles, batch_size: int) -> None:
             # They hold what was on the device, as long as anybody holds the error.
             traceback.clear_frames(error.__traceback__)
             said = f"{type(error).__name__}: {error}"
-            raise _refuse(files, batch, "it failed", said) from error
+            raise _refusal(files, batch, "it failed", said) from error
         if not torch.isfinite(rows).all():
-            raise _refuse(files, batch, "the embeddings have NaN or infinity in them")
+            raise _refusal(files, batch, "the embeddings have NaN or infinity in them")
         lengths = rows.norm(dim=1)
         if ((lengths - 1).abs() > TOLERANCE).any():
             shortest = f"one of its embeddings has the length {lengths.min():.3g}, not 1"
-            raise _refuse(files, batch, shortest)
+            raise _refusal(files, batch, shortest)
 
 
 def hardest_batches(encoder: Encoder, batch_size: int) -> Iterator[list[list[int]]]:
@@ -52,7 +52,7 @@ def hardest_batches(encoder: Encoder, batch_size: int) -> Iterator[list[list[int
 # --8<-- [end:trial]
 
 
-def _refuse(
+def _refusal(
     files: ModelFiles, batch: list[list[int]], problem: str, said: str | None = None
 ) -> ModelLoadError:
     tried = f"{len(batch)} texts of {len(batch[0])} word pieces"
