@@ -499,6 +499,15 @@ def test_settings_of_a_queue_without_room_for_a_request(monkeypatch: pytest.Monk
     )
 
 
+def test_settings_that_let_a_text_wait_longer_than_its_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MODEL_SERVING_BATCH_WAIT_TIMEOUT_S", "5")
+    monkeypatch.setenv("MODEL_SERVING_REQUEST_TIMEOUT", "5")
+    with pytest.raises(ValueError, match="Set MODEL_SERVING_BATCH_WAIT_TIMEOUT_S to less, or"):
+        Settings()
+
+
 def test_a_model_that_fails_is_a_500_for_its_batch_only(monkeypatch: pytest.MonkeyPatch) -> None:
     class Fussy(CountWords):
         def forward(self, **inputs: Any) -> SimpleNamespace:

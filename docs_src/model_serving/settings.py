@@ -74,6 +74,17 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _a_text_waits_less_than_its_request(self) -> Self:
+        if self.batch_wait_timeout_s >= self.request_timeout:
+            raise ValueError(
+                f"batch_wait_timeout_s={self.batch_wait_timeout_s:g} lets a text wait for others"
+                f" until the time of its request is over: request_timeout={self.request_timeout:g}."
+                " Set MODEL_SERVING_BATCH_WAIT_TIMEOUT_S to less, or MODEL_SERVING_REQUEST_TIMEOUT"
+                " to more."
+            )
+        return self
+
 
 SettingsDep = Annotated[Settings, Depends(scope="lifespan")]
 
