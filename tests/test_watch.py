@@ -327,6 +327,53 @@ async def test_where_nobody_knows_the_line_none_is_named(heard: Heard) -> None:
     assert any(re.search(r"has been starting for 0\.\d+ s$", one) for one in heard.texts())
 
 
+async def test_what_answers_every_question_with_an_error_is_entered_all_the_same(
+    heard: Heard,
+) -> None:
+    """Asked for a frame, or for a generator."""
+
+    class Awaitable:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def __await__(self) -> Any:
+            return self
+
+        def __iter__(self) -> Any:
+            return self
+
+        def __next__(self) -> Any:
+            return next(self.inner)
+
+        def send(self, value: Any) -> Any:
+            return self.inner.send(value)
+
+        def throw(self, *error: Any) -> Any:
+            return self.inner.throw(*error)
+
+        def __getattr__(self, name: str) -> Any:
+            raise KeyError(name)
+
+    class Lifespan(AbstractAsyncContextManager[None]):
+        def __init__(self, app: Any) -> None: ...
+
+        async def __aenter__(self) -> None: ...
+
+        def __getattr__(self, name: str) -> Any:
+            raise KeyError(name)
+
+        async def __aexit__(self, *_: object) -> None: ...
+
+    async def get_proxy() -> None:
+        await Awaitable(heard.until("get_proxy` .* it waits").__await__())  # here
+
+    lifespan: Any = Lifespan
+    async with running(app_with(get_proxy, lifespan=lifespan)):
+        pass
+    line = line_with(get_proxy, "# here")
+    assert any(one.endswith(f"; it waits at {line}") for one in heard.texts())
+
+
 async def test_a_refresh_and_an_override_are_watched_too(heard: Heard) -> None:
     starts = 0
 

@@ -25,7 +25,7 @@ from anyio import (
 )
 
 from fastapi_lifespan_deps._compat import Kind
-from fastapi_lifespan_deps.see.frames import above, awaiting, called_by, line_of
+from fastapi_lifespan_deps.see.frames import above, awaiting, called_by, generator_of, line_of
 from fastapi_lifespan_deps.see.spans import Carry
 
 from .tasks import finished
@@ -59,8 +59,7 @@ def position_of(context: object, provider: Callable[..., Any], loop_thread: int)
         if context.waits_for_thread:
             return "waits for a thread"
         return position_in_loop(context.coroutine, provider, loop_thread)
-    # contextlib's own managers have their generator there
-    return position_in_loop(getattr(context, "gen", None), provider, loop_thread)
+    return position_in_loop(generator_of(context), provider, loop_thread)
 
 
 def position_in_loop(awaited: object, provider: Callable[..., Any], loop_thread: int) -> str:

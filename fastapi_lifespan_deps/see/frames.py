@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import CodeType, FrameType
 from typing import Any
 
@@ -14,17 +15,29 @@ MOST = 1000
 _KINDS = (("cr_frame", "cr_await"), ("ag_frame", "ag_await"), ("gi_frame", "gi_yieldfrom"))
 
 
-def awaiting(one: Any) -> Iterator[FrameType]:
+def awaiting(one: object) -> Iterator[FrameType]:
     """The frames of something and of what it awaits, outermost first."""
     for _ in range(MOST):
         for frame_name, next_name in _KINDS:
-            frame = getattr(one, frame_name, None)
+            frame = asked(one, frame_name)
             if isinstance(frame, FrameType):
                 yield frame
-                one = getattr(one, next_name)
+                one = asked(one, next_name)
                 break
         else:
             return
+
+
+def generator_of(context: object) -> object:
+    """What a context manager runs; None if nobody knows."""
+    return asked(context, "gen")  # contextlib's own managers have it there
+
+
+def asked(one: object, name: str) -> Any:
+    """An attribute of any object; None if it has none, or raises."""
+    with suppress(Exception):  # it answers what it likes
+        return getattr(one, name, None)
+    return None
 
 
 def above(thread: int, is_bottom: Callable[[FrameType], bool]) -> list[FrameType]:

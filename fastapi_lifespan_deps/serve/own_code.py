@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from fastapi_lifespan_deps.live.entering import position_in_loop
-from fastapi_lifespan_deps.see.frames import called_by, line_of
+from fastapi_lifespan_deps.see.frames import called_by, generator_of, line_of
 from fastapi_lifespan_deps.see.watch import Step, Watch
 
 
@@ -68,7 +68,7 @@ class Watched(AbstractAsyncContextManager[Any]):
 
     async def __aenter__(self) -> Any:
         is_done = False
-        self._code.begin("start", getattr(self._context, "gen", None))
+        self._code.begin("start", generator_of(self._context))
         try:
             state = await self._context.__aenter__()
             is_done = True
@@ -83,7 +83,7 @@ class Watched(AbstractAsyncContextManager[Any]):
         traceback: TracebackType | None,
     ) -> bool | None:
         is_done = False
-        self._code.begin("stop", getattr(self._context, "gen", None))
+        self._code.begin("stop", generator_of(self._context))
         try:
             is_handled = await self._context.__aexit__(kind, error, traceback)
             is_done = True
@@ -128,7 +128,7 @@ class Synchronous(AbstractAsyncContextManager[Any]):
 
     def __init__(self, context: AbstractContextManager[Any]) -> None:
         self._context = context
-        self.gen = getattr(context, "gen", None)  # as contextlib's own have it
+        self.gen = generator_of(context)  # as contextlib's own have it
 
     async def __aenter__(self) -> Any:
         return self._context.__enter__()
