@@ -515,6 +515,17 @@ async def test_none_turns_it_off(heard: Heard) -> None:
     assert heard.texts() == []
 
 
+async def test_a_time_that_no_clock_will_see_is_waited_for(heard: Heard) -> None:
+    async def get_value() -> None:
+        threads()[0].join(0.05)  # with an error, if there is one
+        assert threads()
+
+    async with running(app_with(get_value, slow_after=1e10)):
+        pass
+    assert heard.texts() == []
+    assert gone()
+
+
 async def test_a_start_that_fails_is_not_said_to_have_started(heard: Heard) -> None:
     async def get_value() -> None:
         await heard.until("starting")

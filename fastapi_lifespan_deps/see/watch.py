@@ -145,7 +145,8 @@ class Watch:
                     return late
                 # what begins later is not due before that
                 dues = [stage.due for stage in self._stages.values()]
-                self._changed.wait(min([*dues, now + self._slow_after]) - now)
+                seconds = min([*dues, now + self._slow_after]) - now
+                self._changed.wait(min(seconds, threading.TIMEOUT_MAX))
             return []
 
     def _warned(self, stage: Stage, now: float) -> float:
