@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -275,6 +276,30 @@ def test_a_start_that_fails_in_json(mode: Mode) -> None:
     assert [one["error"] for one in events if one["error"]] == [summary["error"]]
     assert summary["error"].startswith("FileNotFoundError: ")
     assert (summary["exit_code"], summary["started"], summary["stopped"]) == (1, 1, 1)
+
+
+SPEECHLESS = """
+from fastapi_lifespan_deps import LifespanContainer
+
+class Speechless(Exception):
+    def __str__(self):
+        raise ValueError
+
+def get_pool():
+    raise Speechless
+
+app = LifespanContainer(get_pool)
+"""
+
+
+@pytest.mark.parametrize(("options", "count"), [("", 1), (" --json", 2)])
+def test_an_error_that_cannot_say_what_it_is(here: Path, options: str, count: int) -> None:
+    (here / "main.py").write_text(SPEECHLESS)
+    ended = invoke(f"start main:app{options}")
+    assert ended.code == 1
+    assert ended.out.count("Speechless: <exception str() failed>") == count
+    assert ended.err.splitlines()[-1] == "`get_pool` (main.py:8) failed to start"
+    assert "failed to hear" not in ended.err
 
 
 def test_a_provider_that_exits(mode: Mode) -> None:
@@ -725,6 +750,14 @@ def test_a_hook_is_a_row_while_it_runs() -> None:
         "… invoke  0.00 s waits at main.py:7",
         "starting: 1 started, 0.00 s",
     ]
+
+
+def test_a_hook_without_a_hash_is_a_row_too() -> None:
+    @dataclass
+    class Warming:
+        def __call__(self) -> None: ...
+
+    assert drawn(hooks=[Hook(Warming())], width=90)[0].startswith("… ")
 
 
 def test_bars() -> None:

@@ -144,10 +144,10 @@ class LiveTable:
 
     def render(self) -> RenderableType:
         rows = list(self._timeline.rows)
-        places: dict[object, str] = {}
+        places: dict[int, str] = {}  # by the id of the provider: a hook may have no hash
         for row, place in self._timeline.under_way():
-            places[row.provider] = place
-            if not any(known.provider == row.provider for known in rows):
+            places[id(row.provider)] = place
+            if not any(known.provider is row.provider for known in rows):
                 rows.append(row)  # a hook, or a lifespan function
         longest = max((row.seconds for row in rows), default=0.0)
         if not self._is_over:
@@ -162,7 +162,7 @@ class LiveTable:
         table.add_column(no_wrap=True, overflow="ellipsis", max_width=left)
         for row in rows:
             if row.is_moving:
-                seconds, beside = self._moving(row, places.get(row.provider, ""))
+                seconds, beside = self._moving(row, places.get(id(row.provider), ""))
             else:
                 seconds, beside = self._ended(row, longest, min(BAR_WIDTH, left))
             table.add_row(self._mark(row), Text(row.name), Text(seconds), beside)
@@ -208,5 +208,9 @@ class LiveTable:
 
 def in_a_line(error: BaseException) -> str:
     """An error with the first line of its message."""
-    first, *_ = str(error).splitlines() or [""]
+    try:
+        text = str(error)
+    except Exception:
+        text = "<exception str() failed>"  # as Python has it in a traceback
+    first, *_ = text.splitlines() or [""]
     return f"{type(error).__name__}: {first}".rstrip(": ")
