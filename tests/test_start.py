@@ -467,6 +467,33 @@ def test_a_thread_that_ends_soon(mode: Mode) -> None:
     assert invoke("start").code == 0
 
 
+EXECUTOR = """
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+
+from fastapi_lifespan_deps import LifespanContainer
+
+if "{kind}" == "threads":
+    pool = ThreadPoolExecutor(1)
+else:
+    from concurrent.futures import ProcessPoolExecutor
+    pool = ProcessPoolExecutor(1, get_context("spawn"))
+
+def get_answer():
+    return pool.submit(int, "42").result()
+
+app = LifespanContainer(get_answer)
+"""
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_an_executor_that_nobody_shuts_down(here: Path, kind: str) -> None:
+    """Python does, when the process ends."""
+    (here / "main.py").write_text(EXECUTOR.format(kind=kind))
+    ended = run("start main:app --timeout 20", here)
+    assert (ended.code, ended.err) == (0, "")
+
+
 @pytest.mark.parametrize("hanging", ["thread", "sleep", "hung stop", "lifespan", "thread left"])
 def test_what_hangs_is_left(here: Path, hanging: str) -> None:
     ended = run("start --timeout 2", here, MODE=hanging)

@@ -36,6 +36,9 @@ _NOUNS = {
     "leaving": "The end of the process",
 }
 
+# The modules whose threads do what they are asked to.
+_EXECUTORS = {"concurrent.futures.thread", "concurrent.futures.process"}
+
 
 def start(
     app: App = None,
@@ -133,8 +136,8 @@ class Attempt:
             logger.removeFilter(self._is_news)
         if self._lingering:
             self.begin("leaving")
-            for thread in self._lingering:
-                thread.join()
+            while threads := self._lingering:
+                threads[0].join(0.1)  # or it becomes idle
 
     def _attend(self, run: Run) -> None:
         self._timeline.attend(run)
@@ -227,7 +230,7 @@ class Attempt:
     def _lingering(self) -> list[threading.Thread]:
         """The threads of the application that keep the process from ending."""
         left = [one for one in threading.enumerate() if one not in self._threads]
-        return [thread for thread in left if not thread.daemon]
+        return [thread for thread in left if not (thread.daemon or _is_idle(thread))]
 
     def end(self) -> None:
         """Tell how it went."""
@@ -264,6 +267,14 @@ class Attempt:
                 "hanging": self._hanging,
             },
         )
+
+
+def _is_idle(thread: threading.Thread) -> bool:
+    """Whether it is an executor's, and waits for something to do: Python ends it at its own end."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    module = None if frame is None else frame.f_globals.get("__name__")
+    # that of a pool of processes waits in other modules
+    return not _EXECUTORS.isdisjoint((module, type(thread).__module__))
 
 
 def _place_of_import() -> str:
