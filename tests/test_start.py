@@ -22,7 +22,7 @@ import pytest
 from rich.console import Console
 
 from fastapi_lifespan_deps import LifespanEvent
-from fastapi_lifespan_deps.command.cli import cli
+from fastapi_lifespan_deps.command.cli import cli, main
 from fastapi_lifespan_deps.command.interrupts import Interrupts
 from fastapi_lifespan_deps.command.showing import Lines, LiveTable
 from fastapi_lifespan_deps.command.start import Attempt
@@ -500,6 +500,21 @@ def test_what_hangs_is_left(here: Path, hanging: str) -> None:
     assert ended.code == 1
     assert "which is its time limit" in ended.err
     assert last_line(ended.out).startswith(("Started 3", "Gave up the start"))
+
+
+@pytest.mark.parametrize("command", ["start", "start --json", "check", "graph"])
+def test_without_a_standard_output(here: Path, command: str) -> None:
+    closed = ["sh", "-c", 'exec "$@" >&-', "sh", *MODULE]
+    ended = run(command, here, closed)
+    assert (ended.code, ended.out) == (0, "")
+    assert "Traceback" not in ended.err
+
+
+def test_what_is_printed_without_a_standard_output_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    main()
+    with sys.stdout:
+        print("lost")
 
 
 # At a terminal

@@ -1,5 +1,6 @@
 """The command line: `fastapi-lifespan-deps`, also `python -m fastapi_lifespan_deps`."""
 
+import os
 import sys
 
 try:
@@ -27,7 +28,10 @@ cli = typer.Typer(
 
 @cli.callback()
 def main() -> None:
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed, by a service manager, say
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")  # it may not know the lines of a tree
