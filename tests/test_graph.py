@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -448,6 +449,16 @@ def test_json() -> None:
         "start_seconds": None,
     }
     assert told["users"][1]["needs"] == [2, 4]
+
+
+def test_a_time_without_an_end_is_json_too() -> None:
+    async def get_value() -> None: ...
+
+    app = LifespanFastAPI()
+    limit = Depends(get_value, scope="lifespan", start_timeout=math.inf, stop_timeout=2)
+    app.get("/", dependencies=[limit])(lambda: None)
+    told = json.loads(lifespan_graph(app).json(), parse_constant=pytest.fail)
+    assert told["dependencies"][0]["options"] == {"start_timeout": None, "stop_timeout": 2}
 
 
 # Graphs of any shape

@@ -1,6 +1,7 @@
 """Graph: what is planned, or runs, and what depends on what. Plain data, shown in three ways."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -231,7 +232,10 @@ class LifespanGraph:
         )
 
     def json(self) -> str:
-        """Write it as JSON, with a version: fields may be added to it, others change it."""
+        """Write it as JSON, with a version: fields may be added to it, others change it.
+
+        A time without an end, such as `start_timeout=math.inf`, is null.
+        """
         return json.dumps(
             {
                 "version": 1,
@@ -243,7 +247,7 @@ class LifespanGraph:
                         "depends_on": node.depends_on,
                         "place": node.place,
                         "overrides": node.overrides,
-                        "options": node.options,
+                        "options": {name: _plain(one) for name, one in node.options.items()},
                         "state": node.state,
                         "start_seconds": node.start_seconds,
                     }
@@ -342,6 +346,11 @@ def _escaped(text: str) -> str:
 
 def _shown(value: Any) -> str:
     return f"{value:.15g}" if isinstance(value, float) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON knows: no infinity."""
+    return None if value == math.inf else value
 
 
 def _listed(labels: list[str], most: int = MOST_NAMED) -> str:
