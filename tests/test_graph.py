@@ -223,6 +223,22 @@ async def test_what_runs(anyio_backend: str) -> None:
         assert graph.users == lifespan_graph(app).users
 
 
+async def test_a_request_is_shown_what_others_get_that_arrive_now(anyio_backend: str) -> None:
+    app = make_app()
+
+    @app.get("/graph")
+    async def read_graph(container: Annotated[View, Depends(get_container)]) -> list[str]:
+        app.dependency_overrides[get_pool] = get_fake_pool
+        await client.get("/pool")
+        assert container[get_pool] == "pool"
+        return [node.name for node in container.graph().nodes]
+
+    async with running(app) as client:
+        names = (await client.get("/graph")).json()
+        assert names == [node.name for node in lifespan_graph(app).nodes]
+        assert "get_fake_pool" in names
+
+
 async def test_what_has_died(anyio_backend: str) -> None:
     cut = anyio.Event()
 

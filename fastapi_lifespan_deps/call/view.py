@@ -235,7 +235,8 @@ class View:
         """What runs, and what depends on what: see `LifespanGraph`.
 
         Plain data of this moment: the states, and how long each start took. After a refresh or an
-        override it shows what requests get that arrive now. It may be made in threads, too.
+        override it shows what requests get that arrive now, also where the container belongs to a
+        request. It may be made in threads, too.
 
         Raises:
             LifespanNotRunning: this is another event loop than that of the application.
@@ -249,9 +250,11 @@ class View:
                 return container.graph().tree()
             ```
         """
-        generation, planning = self._generation, self._standing.run.overrides.planning
+        run = self._standing.run
+        run.live.supervisor.tasks.check_loop(or_none=True)
+        generation = run.current
         plan = generation.plan
-        return graph_of(plan, planning.declarations(plan), generation.status)
+        return graph_of(plan, run.overrides.planning.declarations(plan), generation.status)
 
     @overload
     def __getitem__(self, provider: type[T]) -> T: ...
