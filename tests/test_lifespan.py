@@ -18,7 +18,7 @@ import pytest
 import trio
 from fastapi import APIRouter, FastAPI
 
-from fastapi_lifespan_deps import Depends, LifespanFastAPI
+from fastapi_lifespan_deps import Depends, LifespanFastAPI, lifespan_graph
 from tests.recording import (
     Value,
     app_with,
@@ -56,6 +56,34 @@ async def test_clause_5_dependencies_start_in_the_order_of_the_routes_after_what
         assert starts_and_stops(events) == (["cache", "engine", "model", "queue"], [])
     started, stopped = starts_and_stops(events)
     assert stopped == started[::-1]
+
+
+async def test_clause_5_the_order_is_the_same_the_next_time() -> None:
+    """Though what FastAPI solves has changed."""
+    events: list[str] = []
+    first, second, third = (provider(name, events) for name in ("first", "second", "third"))
+
+    def get_user(it: Annotated[Any, Depends(first, scope="lifespan")]) -> None: ...
+
+    def get_name(
+        user: Annotated[None, Depends(get_user)],
+        it: Annotated[Any, Depends(second, scope="lifespan")],
+    ) -> None: ...
+
+    app = LifespanFastAPI()
+
+    @app.get("/")
+    async def read_root(
+        name: Annotated[None, Depends(get_name)],
+        it: Annotated[Any, Depends(third, scope="lifespan")],
+    ) -> None: ...
+
+    planned = lifespan_graph(app)
+    for _ in range(2):
+        events.clear()
+        async with app.router.lifespan_context(app):
+            assert lifespan_graph(app).json() == planned.json()
+        assert starts_and_stops(events)[0] == ["first", "second", "third"]
 
 
 async def test_clause_5_a_failed_start_is_raised_as_it_is_with_stop_errors_as_notes() -> None:

@@ -52,6 +52,7 @@ class Injection:
         parameters: tuple[tuple[str | None, Key], ...],
         call: Callable[..., Any],
         takes_container: bool = False,
+        positions: tuple[int, ...] = (),
     ) -> None:
         # FastAPI remembers, for the whole process, thousands of callables and what they are; a
         # bound one must not keep its application alive there.
@@ -61,13 +62,21 @@ class Injection:
         self.parameters = parameters
         self.call = call
         self.takes_container = takes_container
+        # How many dependencies that FastAPI solves were declared before each, of a bound callable.
+        self.positions = positions
 
     @property
     def overrides_provider(self) -> OverridesProvider:
         return None if self._overrides_provider is None else self._overrides_provider()
 
     def __reduce__(self) -> Any:
-        return Injection, (self.overrides_provider, self.parameters, self.call)
+        arguments = self.overrides_provider, self.parameters, self.call
+        return Injection, (*arguments, self.takes_container, self.positions)
+
+    def declared_at(self, position: int, last: int) -> list[tuple[str | None, Key]]:
+        """What was declared after so many dependencies that FastAPI solves, of `last` in all."""
+        together = zip(self.positions, self.parameters, strict=True)
+        return [parameter for one, parameter in together if min(one, last) == position]
 
     def filled(self, values: Mapping[str, Any]) -> Callable[..., Any]:
         """The callable, given these values.
@@ -299,11 +308,16 @@ def declared(
     if hasattr(dependant.call, "__lifespan_container__"):
         yield Declaration(overrides_provider, None, path)
     injection = injection_of(dependant.call)
-    for name, key in injection.parameters:
-        step = Step(name or "dependencies", key.provider, LIFESPAN_NOTE)
-        yield Declaration(injection.overrides_provider, key, (*path, step))
     keys = lifespan_children(dependant, route)
+    last = len(dependant.dependencies)
+
+    def bound_at(position: int) -> Iterator[Declaration]:
+        for name, key in injection.declared_at(position, last):
+            step = Step(name or "dependencies", key.provider, LIFESPAN_NOTE)
+            yield Declaration(injection.overrides_provider, key, (*path, step))
+
     for index, child in enumerate(dependant.dependencies):
+        yield from bound_at(index)
         label = child.name or f"dependencies[{index}]"
         if index in keys:
             step = Step(label, keys[index].provider, LIFESPAN_NOTE)
@@ -314,6 +328,7 @@ def declared(
             yield from declared(child, overrides_provider, overrides, (*path, Step(label, call)))
         else:
             yield from _declared_by(call, overrides_provider, overrides, (*path, Step(label, call)))
+    yield from bound_at(last)
 
 
 def lifespan_children(dependant: Dependant, route: Route | None = None) -> dict[int, Key]:

@@ -273,8 +273,9 @@ def _injection(
 ) -> Injection:
     children = dependant.dependencies
     assert dependant.call is not None
-    named = [(children[index].name, key) for index, key in keys.items()]
-    return Injection(overrides_provider, tuple(named), dependant.call)
+    named = tuple((children[index].name, key) for index, key in keys.items())
+    positions = tuple(index - number for number, index in enumerate(keys))
+    return Injection(overrides_provider, named, dependant.call, positions=positions)
 
 
 def _redirected(parameter: inspect.Parameter, call: BoundCall | None) -> inspect.Parameter:
