@@ -243,36 +243,36 @@ class HealthChecks:
             error = raised
         self._settle(flight, error)
         self._let_go(flight)
+        del error, flight, value  # the traceback leads to here: see `Supervisor.close`
 
     async def _in_thread(self, flight: Flight, value: Any) -> Any:
         """Call it in a thread that nobody waits for, neither the event loop nor the process."""
         await self._threads.acquire_on_behalf_of(flight)
         outcome: list[tuple[Any, BaseException | None]] = []
-        done, loop, context = Event(), self._run.loop, copy_context()
-
-        def end() -> None:
-            self._threads.release_on_behalf_of(flight)
-            flight.is_in_thread = False
-            done.set()
-            self._let_go(flight)
-
-        def work() -> None:
-            try:
-                outcome.append((flight.check(value), None))
-            except BaseException as error:
-                outcome.append((None, error))
-            call_soon(loop, end)
-
+        done = Event()
+        call = partial(flight.check, value)
+        end = partial(call_soon, self._run.loop, self._left_thread, flight, done)
+        work = partial(_work, call, outcome, end)
         with ExitStack() as stack:
             stack.callback(self._threads.release_on_behalf_of, flight)
+            context = copy_context()
             Thread(target=context.run, args=(work,), name="health check", daemon=True).start()
             stack.pop_all()
         flight.is_in_thread = True
         await done.wait()
         result, error = outcome.pop()
-        if error is not None:
+        if error is None:
+            return result
+        try:
             raise error
-        return result
+        finally:
+            del error, flight, value, call, work, end  # see `Supervisor.close`
+
+    def _left_thread(self, flight: Flight, done: Event) -> None:
+        self._threads.release_on_behalf_of(flight)
+        flight.is_in_thread = False
+        done.set()
+        self._let_go(flight)
 
     async def _watch(self, flight: Flight) -> None:
         """Settle a check when its time is up, whoever still waits for it, and whatever it does."""
@@ -329,6 +329,19 @@ class HealthChecks:
         is_over = flight.settled.is_set() and not flight.is_in_thread
         if is_over and self._flights.get(flight.instance) is flight:
             del self._flights[flight.instance]
+
+
+def _work(
+    call: Callable[[], Any],
+    outcome: list[tuple[Any, BaseException | None]],
+    end: Callable[[], object],
+) -> None:
+    try:
+        outcome.append((call(), None))
+    except BaseException as error:
+        outcome.append((None, error))
+    end()
+    del call, end  # see `Supervisor.close`
 
 
 def nodes_of(plan: Plan, providers: Iterable[Provider]) -> set[Node]:
