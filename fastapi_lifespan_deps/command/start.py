@@ -97,8 +97,7 @@ class Attempt:
         self._phase = ""
         self._since = 0.0  # when the phase began
         self._took: dict[str, float] = {}  # seconds, by phase
-        self._is_up = False
-        self._how_it_failed = "The start failed"
+        self._outcome = "The start failed"
         self._interrupts = 0
         self._error: BaseException | None = None
         self._hanging: list[dict[str, Any]] = []  # as it was told
@@ -159,7 +158,7 @@ class Attempt:
             self._cancel = lambda: loop.call_soon_threadsafe(scope.cancel)
             self.begin("starting")
             async with entered:
-                self._is_up = True
+                self._outcome = "Started"
                 self.begin("stopping")
 
     def late(self, phase: str) -> None:
@@ -193,7 +192,7 @@ class Attempt:
 
     def _give_up(self) -> None:
         """Give up the start, and stop what has started."""
-        self._how_it_failed = "Gave up the start"
+        self._outcome = "Gave up the start"
         self.begin("stopping")
         self._cancel()
 
@@ -246,9 +245,9 @@ class Attempt:
         if "starting" in took:
             seconds = f"{took['starting']:.2f} s"
             texts.append(
-                f"Started {started} in {seconds}."
-                if self._is_up
-                else f"{self._how_it_failed} after {seconds}, with {started} started."
+                f"{self._outcome} {started} in {seconds}."
+                if self._outcome == "Started"
+                else f"{self._outcome} after {seconds}, with {started} started."
             )
             seconds = f" in {took['stopping']:.2f} s" if "stopping" in took else ""
             texts.append(f"Stopped {_of(stopped, started)}{seconds}.")
