@@ -237,7 +237,7 @@ class HealthChecks:
                     result = check(value)
                 while isawaitable(result):  # a lambda around an async function, say
                     result = await result
-                if result is False:
+                if _is_false(result):
                     error = LifespanDependencyError(f"{_called(check)} has returned False")
         except BaseException as raised:  # also asyncio's own cancellation: of what it waits for
             error = raised
@@ -389,6 +389,11 @@ def _health(
         seconds=seconds,
         error=error,
     )
+
+
+def _is_false(result: object) -> bool:
+    """Whether it is False, or NumPy's; not whatever else is falsy: no rows, say."""
+    return type(result).__name__ in ("bool", "bool_") and not result
 
 
 def _called(check: Check) -> str:
