@@ -129,6 +129,10 @@ async def listen(app: LifespanFastAPI, path: str, texts: list[str]) -> None:
 async def settle() -> None:
     """Wait until what runs in the background has come to rest."""
     await anyio.wait_all_tasks_blocked()
-    for one in threading.enumerate():  # who had to watch a start or a stop has nothing left to do
+
+
+def unwatched() -> None:
+    """Wait until the threads have ended that watched what started or stopped, if nothing does."""
+    for one in threading.enumerate():
         if one.name == "slow starts":
             one.join(20)

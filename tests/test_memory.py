@@ -17,7 +17,7 @@ from fastapi_lifespan_deps import (
     UninitializedLifespanDependency,
     get_container,
 )
-from tests.clients import running, settle
+from tests.clients import running, settle, unwatched
 
 pytestmark = pytest.mark.anyio
 
@@ -205,6 +205,7 @@ async def test_switches_leave_no_objects_behind() -> None:
             example.overrides.clear()
             assert (await client.get("/")).json() is True
         await settle()
+        unwatched()
         example.followed.models.clear()
         gc.collect()
 
