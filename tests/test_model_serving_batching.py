@@ -83,6 +83,7 @@ class Running:
         self.metrics = Metrics()
         self.answers: dict[str, Embedded | Exception] = {}
         options: dict[str, Any] = {
+            "dimensions": 1,
             "max_batch_size": 4,
             "max_batch_tokens": 1_000,
             "batch_wait_timeout_s": 0,

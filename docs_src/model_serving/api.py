@@ -5,12 +5,16 @@ from collections.abc import Sequence
 import anyio
 from fastapi import APIRouter, Request
 
+from fastapi_lifespan_deps import Depends
+
 from .batching import Batcher, BatcherDep, Embedded
 from .bodies import HungUp, deadline_of
+from .embedding import Input
+from .keys import check_key
 from .limits import EmbeddingsBody, SimilarityBody
 from .schemas import EmbeddingsResponse, SimilarityResponse, SimilarityResult
 
-router = APIRouter(tags=["embeddings"])
+router = APIRouter(tags=["embeddings"], dependencies=[Depends(check_key)])
 
 
 @router.post("/embeddings")
@@ -48,7 +52,7 @@ async def rank_by_similarity(
     )
 
 
-async def embed_for(request: Request, batcher: Batcher, texts: Sequence[str]) -> Embedded:
+async def embed_for(request: Request, batcher: Batcher, texts: Sequence[Input]) -> Embedded:
     """Embed texts in time, unless the client hangs up: then they leave the queue."""
     outcome: Embedded | Exception = HungUp()
 

@@ -4,7 +4,7 @@ import math
 import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import perf_counter, time
 from typing import Annotated, NamedTuple, TypeVar
 
 import torch
@@ -13,7 +13,7 @@ from fastapi import HTTPException
 
 from fastapi_lifespan_deps import Depends
 
-from .embedding import Encoder, EncoderDep
+from .embedding import Encoder, EncoderDep, Input
 from .files import ModelFiles, ModelFilesDep
 from .metrics import Metrics, MetricsDep
 from .settings import Settings, SettingsDep
@@ -73,6 +73,8 @@ class Embedded(NamedTuple):
     """One for each text, in their order, on the CPU."""
     batch_size: int
     """How many texts were in the largest of the batches that worked on it."""
+    tokens: int
+    """How many word pieces the model has read, without padding."""
 
 
 @dataclass(eq=False, slots=True)
@@ -80,6 +82,7 @@ class _Request:
     size: int
     rows: dict[int, torch.Tensor] = field(default_factory=dict)
     batch_size: int = 0
+    tokens: int = 0
     error: BaseException | None = None
     done: Event = field(default_factory=Event)
 
@@ -88,7 +91,7 @@ class _Request:
 class _Text:
     request: _Request
     index: int
-    text: str
+    text: Input
     arrived: float
     token_ids: list[int] | None = None
 
@@ -111,6 +114,7 @@ class Batcher:
         files: ModelFiles,
         metrics: Metrics,
         *,
+        dimensions: int,
         max_batch_size: int,
         max_batch_tokens: int,
         batch_wait_timeout_s: float,
@@ -118,6 +122,8 @@ class Batcher:
     ) -> None:
         self.encoder = encoder
         self.files = files
+        self.dimensions = dimensions
+        self.started_at = int(time())
         self._metrics = metrics
         self._max_batch_size = max_batch_size
         self._max_batch_tokens = max_batch_tokens
@@ -130,7 +136,7 @@ class Batcher:
         self._one_at_a_time = CapacityLimiter(1)
 
     # --8<-- [start:embed]
-    async def embed(self, texts: Sequence[str], deadline: float = math.inf) -> Embedded:
+    async def embed(self, texts: Sequence[Input], deadline: float = math.inf) -> Embedded:
         """Embed one text or more; if the caller is cancelled, those that wait leave the queue.
 
         The deadline is by the clock of the event loop, `anyio.current_time()`.
@@ -163,7 +169,7 @@ class Batcher:
         if request.error is not None:
             raise BatchFailed(str(request.error)) from request.error
         rows = torch.stack([request.rows[index] for index in range(request.size)])
-        return Embedded(rows, request.batch_size)
+        return Embedded(rows, request.batch_size, request.tokens)
 
     # --8<-- [end:embed]
 
@@ -264,6 +270,7 @@ class Batcher:
             request = text.request
             request.rows[text.index] = row
             request.batch_size = max(request.batch_size, len(batch))
+            request.tokens += text.length
             if len(request.rows) == request.size:
                 request.done.set()
 
@@ -308,12 +315,13 @@ async def get_batcher(
     """
     limit = max_batch_tokens(settings, encoder.device)
     largest = min(settings.max_batch_size, max(1, limit // encoder.max_tokens))
-    await to_thread.run_sync(try_model, encoder, files, largest)
+    dimensions = await to_thread.run_sync(try_model, encoder, files, largest)
 
     batcher = Batcher(
         encoder,
         files,
         metrics,
+        dimensions=dimensions,
         max_batch_size=settings.max_batch_size,
         max_batch_tokens=limit,
         batch_wait_timeout_s=settings.batch_wait_timeout_s,

@@ -7,7 +7,7 @@ from fastapi import HTTPException, Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import respond
+from .forms import respond
 from .settings import find_settings
 
 # No route of these reads one.
@@ -64,7 +64,7 @@ class ReadBodies:
             if in_time.cancelled_caught:
                 raise UploadTooSlow(settings.request_timeout)
         except HTTPException as error:
-            await respond(error)(scope, receive, send)
+            await respond(scope, error)(scope, receive, send)
             return
         await self.app(scope, replay(body, receive), send)
 

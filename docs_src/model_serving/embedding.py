@@ -4,7 +4,7 @@ import gc
 import logging
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import torch
 import transformers
@@ -19,6 +19,9 @@ from .recipe import Recipe
 from .settings import SettingsDep
 
 logger = logging.getLogger(__name__)
+
+# A text, or the numbers of its word pieces, if the client has cut it already.
+Input: TypeAlias = str | list[int]
 
 
 def get_device(settings: SettingsDep) -> torch.device:
@@ -144,14 +147,36 @@ class Encoder:
             )
             if limit is not None
         )
+        self.vocabulary_size = max(tokenizer.get_vocab().values()) + 1
+        self._marks = marks_of(tokenizer)
         self._model = model
         self._recipe = recipe
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Cut each text into the numbers of its word pieces, `max_tokens` at most."""
-        texts = [text.lower() if self._recipe.lower_case else text for text in texts]
-        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_tokens)
-        return list(encoded["input_ids"])
+    def tokenize(self, inputs: Sequence[Input]) -> list[list[int]]:
+        """Cut each text into the numbers of its word pieces, `max_tokens` at most.
+
+        To those that are cut already, the marks are added that the tokenizer puts around a text,
+        unless they are there.
+        """
+        texts = [text for text in inputs if isinstance(text, str)]
+        if self._recipe.lower_case:
+            texts = [text.lower() for text in texts]
+        cut: Iterator[list[int]] = iter(())
+        if texts:
+            encoded = self.tokenizer(texts, truncation=True, max_length=self.max_tokens)
+            cut = iter(encoded["input_ids"])
+        return [next(cut) if isinstance(given, str) else self._mark(given) for given in inputs]
+
+    def _mark(self, token_ids: list[int]) -> list[int]:
+        before, after = self._marks
+        marks = len(before) + len(after)
+        end = len(token_ids) - len(after)
+        if end >= len(before) and token_ids[: len(before)] == before and token_ids[end:] == after:
+            token_ids = token_ids[len(before) : end]
+        room = self.max_tokens - marks
+        if self.tokenizer.truncation_side == "left":
+            return before + token_ids[-room:] + after
+        return before + token_ids[:room] + after
 
     def encode(self, token_ids: Sequence[list[int]]) -> torch.Tensor:
         """Embed tokenized texts in one forward pass: one row for each, on the CPU."""
@@ -185,6 +210,14 @@ def positions_of(model: torch.nn.Module) -> int | None:
             unused = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - unused
     return None
+
+
+def marks_of(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What a tokenizer puts before a text, and what after it."""
+    word = list(tokenizer("warm", add_special_tokens=False)["input_ids"])
+    marked = list(tokenizer("warm")["input_ids"])
+    start = next(i for i in range(len(marked)) if marked[i : i + len(word)] == word)
+    return marked[:start], marked[start + len(word) :]
 
 
 def get_encoder(

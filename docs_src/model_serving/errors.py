@@ -1,7 +1,4 @@
-"""Why the model cannot be loaded; and how middleware answers an error."""
-
-from fastapi import HTTPException
-from fastapi.responses import JSONResponse
+"""Why the model cannot be loaded."""
 
 
 class ModelLoadError(RuntimeError):
@@ -17,8 +14,3 @@ class ModelLoadError(RuntimeError):
         message = f"{asked}, but {problem}.\n\n{places}\n\n{advice}"
         # A path may have bytes in it that are no letters: an answer couldn't be sent with them.
         super().__init__(message.encode(errors="backslashreplace").decode())
-
-
-def respond(error: HTTPException) -> JSONResponse:
-    """The answer that FastAPI gives to what a route raises, for what is raised around it."""
-    return JSONResponse({"detail": error.detail}, error.status_code, error.headers)

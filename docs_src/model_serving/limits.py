@@ -1,13 +1,14 @@
 """What a request may ask for: request-scoped dependencies that use the lifespan's settings."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 from fastapi.exceptions import RequestValidationError
 
 from fastapi_lifespan_deps import Depends
 
-from .schemas import EmbeddingsRequest, SimilarityRequest
+from .embedding import Input
+from .schemas import CompatibleRequest, EmbeddingsRequest, SimilarityRequest
 from .settings import Settings, SettingsDep
 
 # The form of FastAPI's own validation errors, without `input`: it would send back the very text
@@ -30,12 +31,22 @@ async def check_similarity(body: SimilarityRequest, settings: SettingsDep) -> Si
     return body
 
 
+async def check_compatible(body: CompatibleRequest, settings: SettingsDep) -> CompatibleRequest:
+    """Answer 400 when the input is over the limits, or has nothing in it, as OpenAI does."""
+    if body.is_list:
+        problems = _problems_of_list("input", body.inputs, settings)
+    else:
+        problems = _problems_of_input(("input",), body.inputs[0], settings)
+    _refuse(*problems, *_problems_of_nothing(body))
+    return body
+
+
 def _refuse(*problems: Problem) -> None:
     if problems:
         raise RequestValidationError(problems)
 
 
-def _problems_of_list(field: str, texts: list[str], settings: Settings) -> Iterator[Problem]:
+def _problems_of_list(field: str, texts: Sequence[Input], settings: Settings) -> Iterator[Problem]:
     count, limit = len(texts), settings.max_texts
     if count == 0:
         yield {
@@ -53,7 +64,31 @@ def _problems_of_list(field: str, texts: list[str], settings: Settings) -> Itera
         }
     else:
         for index, text in enumerate(texts):
-            yield from _problems_of_text((field, index), text, settings)
+            yield from _problems_of_input((field, index), text, settings)
+
+
+def _problems_of_nothing(body: CompatibleRequest) -> Iterator[Problem]:
+    if not all(body.inputs):
+        yield {
+            "type": "too_short",
+            "loc": ("body", "input"),
+            "msg": "Send no text and no list of token ids that is empty.",
+        }
+
+
+def _problems_of_input(
+    place: tuple[str | int, ...], given: Input, settings: Settings
+) -> Iterator[Problem]:
+    if isinstance(given, str):
+        yield from _problems_of_text(place, given, settings)
+    # No word piece has less than a character.
+    elif (length := len(given)) > (limit := settings.max_text_length):
+        yield {
+            "type": "too_long",
+            "loc": ("body", *place),
+            "msg": f"Send at most {limit:,} token ids for a text: this list has {length:,}.",
+            "ctx": {"max_length": limit, "actual_length": length},
+        }
 
 
 def _problems_of_text(
@@ -78,5 +113,6 @@ def _problems_of_text(
         }
 
 
+CompatibleBody = Annotated[CompatibleRequest, Depends(check_compatible)]
 EmbeddingsBody = Annotated[EmbeddingsRequest, Depends(check_embeddings)]
 SimilarityBody = Annotated[SimilarityRequest, Depends(check_similarity)]

@@ -1,6 +1,7 @@
 """The application: the model is loaded at startup, shared by every request, freed at shutdown."""
 
 from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 
 from fastapi_lifespan_deps import (
     LifespanFastAPI,
@@ -8,7 +9,19 @@ from fastapi_lifespan_deps import (
     add_health_routes,
 )
 
-from . import admin, api, bodies, health, metrics, page, refusals, swapping
+from . import (
+    admin,
+    api,
+    bearer,
+    bodies,
+    compatible,
+    health,
+    keys,
+    metrics,
+    page,
+    refusals,
+    swapping,
+)
 from .shutdown import get_shutdown
 
 
@@ -17,11 +30,13 @@ def create_app() -> LifespanFastAPI:
     app = LifespanFastAPI(title="Sentence embeddings")
     # The last one is the first that a request comes to.
     app.add_middleware(bodies.ReadBodies)
-    app.add_middleware(admin.GuardAdmin)
+    app.add_middleware(bearer.Guard, guards=admin.is_guarded, check=admin.check_admin)
+    app.add_middleware(bearer.Guard, guards=keys.is_guarded, check=keys.check_key)
     app.add_middleware(metrics.CountRequests)
+    app.add_exception_handler(HTTPException, refusals.answer_refused)
     app.add_exception_handler(RequestValidationError, refusals.answer_invalid)
     app.add_exception_handler(UnavailableLifespanDependency, refusals.answer_unavailable)
-    for module in (api, swapping, health, metrics, page):
+    for module in (api, compatible, swapping, health, metrics, page):
         app.include_router(module.router)
     # Not cached: the check costs nothing, and what it says is to be known at once.
     add_health_routes(app, ready=[get_shutdown], cache=0)

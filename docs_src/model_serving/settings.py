@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     # there, 503 if it waits in the queue, 504 if the model works on it. A swap goes on.
     request_timeout: PositiveFloat = 30
 
+    # Whoever has it may ask for embeddings. Without one, anybody may.
+    api_key: SecretStr | None = None
     # Whoever has it may swap the model. Without one, nobody may.
     admin_token: SecretStr | None = None
     # "resource_preserving" frees the old model before it loads the new one: 503 meanwhile.

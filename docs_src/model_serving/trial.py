@@ -14,8 +14,10 @@ TOLERANCE = 1e-3
 
 
 # --8<-- [start:trial]
-def try_model(encoder: Encoder, files: ModelFiles, batch_size: int) -> None:
+def try_model(encoder: Encoder, files: ModelFiles, batch_size: int) -> int:
     """Embed batches as large as they get, with every special token and the last word piece in them.
+
+    Returns how many numbers an embedding has.
 
     Raises:
         ModelLoadError: a pass failed, or what came out is no embedding.
@@ -34,6 +36,7 @@ def try_model(encoder: Encoder, files: ModelFiles, batch_size: int) -> None:
         if ((lengths - 1).abs() > TOLERANCE).any():
             shortest = f"one of its embeddings has the length {lengths.min():.3g}, not 1"
             raise _refusal(files, batch, shortest)
+    return rows.shape[1]
 
 
 def hardest_batches(encoder: Encoder, batch_size: int) -> Iterator[list[list[int]]]:
