@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, SecretStr
 from ray import serve
 
 from fastapi_lifespan_deps import LifespanFastAPI
@@ -58,6 +58,13 @@ class Embeddings:
         self.app.lifespan_container[get_batcher]
 
 
+def written(value: object) -> str:
+    """A setting, as an environment variable has it."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()  # Written as it is, it would be asterisks.
+    return "" if value is None else str(value)
+
+
 def configure(arguments: Arguments) -> serve.Deployment:
     """Make the deployment. The arguments come before the settings of the environment."""
     settings = Settings()
@@ -75,10 +82,7 @@ def configure(arguments: Arguments) -> serve.Deployment:
         # A GPU that was asked for has to be there. One that wasn't belongs to others.
         settings.device = "cuda" if arguments.num_gpus else "cpu"
     # All of them, so that the environment of a node changes nothing. Empty means unset.
-    env_vars = {
-        f"MODEL_SERVING_{name.upper()}": "" if value is None else str(value)
-        for name, value in settings
-    }
+    env_vars = {f"MODEL_SERVING_{name.upper()}": written(value) for name, value in settings}
     deployment: serve.Deployment = serve.deployment(
         num_replicas=arguments.num_replicas,
         ray_actor_options={

@@ -31,7 +31,7 @@ from docs_src.model_serving.batching import (
     QueueFull,
     WaitedTooLong,
 )
-from docs_src.model_serving.embedding import Encoder, get_encoder, get_model
+from docs_src.model_serving.embedding import Encoder, Input, get_encoder, get_model
 from docs_src.model_serving.files import ModelChoice, ModelFiles
 from docs_src.model_serving.main import app
 from docs_src.model_serving.metrics import Metrics
@@ -54,11 +54,11 @@ class StandIn(Encoder):
         self.gate = threading.Event()
         self.gate.set()
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+    def tokenize(self, inputs: Sequence[Input]) -> list[list[int]]:
         self.threads.append(threading.get_ident())
-        if "untokenizable" in texts:
+        if "untokenizable" in inputs:
             raise ValueError("no word pieces")
-        return [[int(text)] * int(text) for text in texts]
+        return [[int(text)] * int(text) for text in map(str, inputs)]
 
     def encode(self, token_ids: Sequence[list[int]]) -> Any:
         self.threads.append(threading.get_ident())

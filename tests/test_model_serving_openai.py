@@ -207,7 +207,8 @@ def test_a_model_that_is_not_there(client: OpenAI) -> None:
 )
 def test_a_bad_request(client: OpenAI, sent: dict[str, Any], param: str, message: str) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        client.embeddings.create(**{"model": NAME, "input": "text"} | sent)
+        request: dict[str, Any] = {"model": NAME, "input": "text"}
+        client.embeddings.create(**request | sent)
     error = caught.value
     assert (error.type, error.param, error.code) == ("invalid_request_error", param, None)
     assert isinstance(error.body, dict)

@@ -70,6 +70,7 @@ def test_replicas_have_the_settings_of_whoever_deploys(monkeypatch: pytest.Monke
     monkeypatch.setenv("MODEL_SERVING_MODEL_DIR", "~/v1")
     monkeypatch.setenv("MODEL_SERVING_BATCH_WAIT_TIMEOUT_S", "0.25")
     monkeypatch.setenv("MODEL_SERVING_DTYPE", "bfloat16")
+    monkeypatch.setenv("MODEL_SERVING_API_KEY", "secret")
     expected = Settings()
     expected.model_dir = Path.home() / "v1"
     expected.device = "cpu"

@@ -20,6 +20,7 @@ def is_guarded(scope: Scope) -> bool:
     return speaks_openai(scope) or str(scope["path"]).rstrip("/").endswith(PATHS)
 
 
+# --8<-- [start:key]
 async def check_key(
     settings: SettingsDep, credentials: Annotated[Credentials, Depends(bearer)]
 ) -> None:
@@ -31,3 +32,6 @@ async def check_key(
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
+
+
+# --8<-- [end:key]

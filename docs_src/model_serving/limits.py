@@ -81,7 +81,7 @@ def _problems_of_input(
 ) -> Iterator[Problem]:
     if isinstance(given, str):
         yield from _problems_of_text(place, given, settings)
-    # No word piece has less than a character.
+    # What the model doesn't read is cut off later, but it may not be without end.
     elif (length := len(given)) > (limit := settings.max_text_length):
         yield {
             "type": "too_long",
