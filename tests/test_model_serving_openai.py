@@ -396,6 +396,28 @@ def test_what_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
             held.gate.set()
 
 
+def test_while_no_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [CountWords()]
+    use(app, monkeypatch, lambda: models.pop())
+    with TestClient(app) as client:
+
+        async def lose_it() -> None:
+            with pytest.raises(IndexError):
+                await app.lifespan_container.refresh(get_model, policy="resource_preserving")
+
+        assert client.portal
+        client.portal.call(lose_it)
+        body = {"model": NAME, "input": "text"}
+        for answer in (client.get("/v1/models"), client.post("/v1/embeddings", json=body)):
+            assert answer.status_code == 503
+            assert answer.json()["error"]["message"].startswith("No model is loaded")
+
+
+def test_the_schema_says_what_an_input_may_be() -> None:
+    schemas = app.openapi()["components"]["schemas"]
+    assert len(schemas["CompatibleRequest"]["properties"]["input"]["oneOf"]) == 4
+
+
 def test_token_ids_are_cut_where_the_tokenizer_cuts() -> None:
     own = transformers.AutoTokenizer.from_pretrained(BUNDLED, local_files_only=True)
     encoder = Encoder(own, CountWords(), torch.device("cpu"), recipe=Recipe(), max_tokens=5)
