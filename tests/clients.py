@@ -1,6 +1,5 @@
 """Clients in the event loop of the test, and values whose life can be followed."""
 
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -129,10 +128,3 @@ async def listen(app: LifespanFastAPI, path: str, texts: list[str]) -> None:
 async def settle() -> None:
     """Wait until what runs in the background has come to rest."""
     await anyio.wait_all_tasks_blocked()
-
-
-def unwatched() -> None:
-    """Wait until the threads have ended that watched what started or stopped, if nothing does."""
-    for one in threading.enumerate():
-        if one.name == "slow starts":
-            one.join(20)
