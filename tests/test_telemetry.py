@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -1027,10 +1028,39 @@ async def test_what_is_broken_harms_nothing(
     [record] = [one for one in caplog.records if one.message.startswith("OpenTelemetry failed")]
     assert record.levelno == logging.WARNING
     assert record.exc_info is not None
-    has_others = what not in ("tracers", "meters")
-    assert bool(recorded.metrics()) is (has_others and what != "metrics")
-    assert bool(recorded.tree()) is (has_others and what not in ("spans", "ends"))
-    assert bool(recorded.logs()) is (has_others and what != "logs")
+    assert bool(recorded.metrics()) is (what not in ("metrics", "meters"))
+    assert bool(recorded.tree()) is (what not in ("spans", "ends", "tracers"))
+    assert bool(recorded.logs()) is (what != "logs")
+
+
+async def test_where_no_provider_can_be_asked_for_there_is_nothing(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", broken)
+    async with LifespanContainer(get_pool):
+        pass
+    [record] = [one for one in caplog.records if one.levelno == logging.WARNING]
+    assert record.message == "OpenTelemetry failed, so it has nothing of this run"
+    assert recorded.metrics() == {}
+
+
+async def test_an_application_without_lifespan_dependencies_asks_for_nothing(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As FastAPI, which asks for its own tracer when the first request comes."""
+    asked: list[str] = []
+    for signal, name in (("trace", "tracer"), ("metrics", "meter"), ("_logs", "logger")):
+        provider = getattr(import_module(f"opentelemetry.{signal}"), f"get_{name}_provider")()
+        monkeypatch.setattr(provider, f"get_{name}", lambda name, *_, **__: asked.append(name))
+    async with LifespanContainer():
+        pass
+    app = LifespanFastAPI()
+    async with app.router.lifespan_context(app):
+        pass
+    assert asked == []
 
 
 class BrokenSpan(trace.NonRecordingSpan):

@@ -5,7 +5,7 @@ from typing import Any
 
 from opentelemetry.metrics import MeterProvider
 
-from fastapi_lifespan_deps.events import LifespanEvent
+from fastapi_lifespan_deps.events import EventKind
 
 from .attributes import error_type, function_name
 
@@ -61,12 +61,9 @@ class Metrics:
         elif error is None:
             self._instances.add(1, which)
 
-    def hear(self, event: LifespanEvent) -> None:
+    def hear(self, kind: EventKind, provider: Callable[..., Any]) -> None:
         """Count what happens."""
-        if event.provider is None:
-            return
-        kind: str = event.kind
-        name = function_name(event.provider)
+        name = function_name(provider)
         which = {"code.function.name": name}
         if kind in _OUTCOMES:
             self._refreshes.add(1, {**which, "outcome": _OUTCOMES[kind]})

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from contextvars import Token
-from functools import partial
+from functools import cached_property, partial
 from time import perf_counter, time_ns
 from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from opentelemetry import trace
-from opentelemetry._logs import LoggerProvider, NoOpLoggerProvider, SeverityNumber
+from opentelemetry._logs import Logger, LoggerProvider, NoOpLoggerProvider, SeverityNumber
 from opentelemetry.context import Context, attach, detach, get_current
 from opentelemetry.metrics import MeterProvider, NoOpMeterProvider
 from opentelemetry.trace import Link, NoOpTracerProvider, StatusCode, TracerProvider
@@ -57,15 +57,27 @@ class Telemetry(Spans):
         meter_provider: MeterProvider | None,
         logger_provider: LoggerProvider | None,
     ) -> None:
-        self.tracer = (tracer_provider or NoOpTracerProvider()).get_tracer(SCOPE)
-        self.metrics = Metrics(meter_provider or NoOpMeterProvider())
-        self._logger = (logger_provider or NoOpLoggerProvider()).get_logger(SCOPE)
+        self._providers = tracer_provider, meter_provider, logger_provider
         self.harmless = Harmless()
         # Of what has begun; not of what has ended, unless somebody still knows it.
         self.living: WeakKeyDictionary[object, InstanceSpan] = WeakKeyDictionary()
         self.refreshing: Context | None = None  # that of the refresh under way
         self._startup: Phase | None = Phase(self, "lifespan startup")
         self._shutdown: Phase | None = None
+
+    # Asked for when there is something to tell: an application may have nothing.
+
+    @cached_property
+    def tracer(self) -> trace.Tracer:
+        return (self._providers[0] or NoOpTracerProvider()).get_tracer(SCOPE)
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        return Metrics(self._providers[1] or NoOpMeterProvider())
+
+    @cached_property
+    def _logger(self) -> Logger:
+        return (self._providers[2] or NoOpLoggerProvider()).get_logger(SCOPE)
 
     @staticmethod
     def carry() -> Callable[[], object]:
@@ -94,8 +106,9 @@ class Telemetry(Spans):
         return found or Context()
 
     def hear(self, event: LifespanEvent) -> None:
-        with self.harmless:
-            self.metrics.hear(event)
+        if event.provider is not None:
+            with self.harmless:
+                self.metrics.hear(event.kind, event.provider)
         with self.harmless:
             if event.kind in ("up", "down"):
                 self._end_phase(event.error)
