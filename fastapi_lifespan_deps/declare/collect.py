@@ -310,14 +310,9 @@ def declared(
     injection = injection_of(dependant.call)
     keys = lifespan_children(dependant, route)
     last = len(dependant.dependencies)
-
-    def bound_at(position: int) -> Iterator[Declaration]:
-        for name, key in injection.declared_at(position, last):
-            step = Step(name or "dependencies", key.provider, LIFESPAN_NOTE)
-            yield Declaration(injection.overrides_provider, key, (*path, step))
-
     for index, child in enumerate(dependant.dependencies):
-        yield from bound_at(index)
+        if injection is not NO_INJECTION:
+            yield from _bound_at(index, last, injection, path)
         label = child.name or f"dependencies[{index}]"
         if index in keys:
             step = Step(label, keys[index].provider, LIFESPAN_NOTE)
@@ -328,7 +323,16 @@ def declared(
             yield from declared(child, overrides_provider, overrides, (*path, Step(label, call)))
         else:
             yield from _declared_by(call, overrides_provider, overrides, (*path, Step(label, call)))
-    yield from bound_at(last)
+    if injection is not NO_INJECTION:
+        yield from _bound_at(last, last, injection, path)
+
+
+def _bound_at(
+    position: int, last: int, injection: Injection, path: tuple[Step, ...]
+) -> Iterator[Declaration]:
+    for name, key in injection.declared_at(position, last):
+        step = Step(name or "dependencies", key.provider, LIFESPAN_NOTE)
+        yield Declaration(injection.overrides_provider, key, (*path, step))
 
 
 def lifespan_children(dependant: Dependant, route: Route | None = None) -> dict[int, Key]:
