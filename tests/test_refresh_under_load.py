@@ -51,7 +51,8 @@ class Shop:
         self.running = 0
         self.most = 0  # that were running at the same time
         self.refreshed = anyio.Event()  # another one after each refresh
-        self.app = app = LifespanFastAPI()
+        # of each thread that watches, coverage would remember something to the end
+        self.app = app = LifespanFastAPI(slow_after=None)
 
         async def get_engine() -> AsyncIterator[Part]:
             part = self.start()
