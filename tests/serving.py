@@ -4,11 +4,13 @@ Importing it skips the test file where the example's needs aren't installed.
 """
 
 import shutil
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,3 +81,18 @@ def save_small_model(directory: Path) -> Path:
         (directory / name).parent.mkdir(exist_ok=True)
         shutil.copy(BUNDLED / name, directory / name)
     return directory
+
+
+class Held(CountWords):
+    """A stand-in for the model that works when it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_up, self.begun, self.gate = False, threading.Semaphore(0), threading.Event()
+
+    def forward(self, **inputs: Any) -> SimpleNamespace:
+        if self.is_up:  # The first forward pass belongs to startup.
+            self.begun.release()
+            assert self.gate.wait(60)
+        self.is_up = True
+        return super().forward(**inputs)

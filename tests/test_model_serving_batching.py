@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 
 # isort: split
 # First, for it skips this file where what follows can't be imported.
-from tests.serving import ROOT, CountWords, ServerProcess, torch
+from tests.serving import ROOT, CountWords, Held, ServerProcess, torch
 
 # isort: split
 from docs_src.model_serving.batching import (
@@ -443,21 +443,6 @@ def test_the_same_as_unbatched_within_a_hundred_thousandth() -> None:
     for answer, expected in zip(batched, alone, strict=True):
         assert answer["embeddings"][0] == pytest.approx(expected[0].tolist(), abs=1e-5)
     assert max(answer["batch_size"] for answer in batched) > 1
-
-
-class Held(CountWords):
-    """A stand-in for the model that works when it is let go."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_up, self.begun, self.gate = False, threading.Semaphore(0), threading.Event()
-
-    def forward(self, **inputs: Any) -> SimpleNamespace:
-        if self.is_up:  # The first forward pass belongs to startup.
-            self.begun.release()
-            assert self.gate.wait(PATIENCE)
-        self.is_up = True
-        return super().forward(**inputs)
 
 
 @pytest.fixture

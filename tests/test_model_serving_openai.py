@@ -4,11 +4,9 @@ import base64
 import re
 import socket
 import struct
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -23,7 +21,7 @@ pytest.importorskip("openai")
 import openai
 from openai import OpenAI
 
-from tests.serving import BUNDLED, CountWords, ServerProcess, torch, transformers
+from tests.serving import BUNDLED, CountWords, Held, ServerProcess, torch, transformers
 
 # isort: split
 from docs_src.model_serving import client as example
@@ -351,21 +349,6 @@ def test_bodies_that_are_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         assert client.get("/v1/embeddings").json()["error"]["message"] == "Method Not Allowed"
         assert client.get("/nowhere").json() == {"detail": "Not Found"}
-
-
-class Held(CountWords):
-    """A stand-in for the model that works when it is let go."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_up, self.begun, self.gate = False, threading.Semaphore(0), threading.Event()
-
-    def forward(self, **inputs: Any) -> SimpleNamespace:
-        if self.is_up:  # The first forward pass belongs to startup.
-            self.begun.release()
-            assert self.gate.wait(PATIENCE)
-        self.is_up = True
-        return super().forward(**inputs)
 
 
 def test_what_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -17,7 +16,7 @@ from starlette.websockets import WebSocketDisconnect
 
 # isort: split
 # First, for it skips this file where what follows can't be imported.
-from tests.serving import CountWords, ServerProcess
+from tests.serving import CountWords, Held, ServerProcess
 
 # isort: split
 from docs_src.model_serving import swapping
@@ -323,21 +322,6 @@ def test_a_client_that_hangs_up_during_its_upload() -> None:
 
 
 # Time limits
-
-
-class Held(CountWords):
-    """A stand-in for the model that works when it is let go."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_up, self.begun, self.gate = False, threading.Semaphore(0), threading.Event()
-
-    def forward(self, **inputs: Any) -> SimpleNamespace:
-        if self.is_up:  # The first forward pass belongs to startup.
-            self.begun.release()
-            assert self.gate.wait(PATIENCE)
-        self.is_up = True
-        return super().forward(**inputs)
 
 
 def test_a_request_has_its_answer_in_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,10 @@ import inspect
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from datetime import timedelta
-from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 from weakref import ref
 
-from anyio.from_thread import start_blocking_portal
 from fastapi import FastAPI, params
 
 from fastapi_lifespan_deps.declare.collect import (
@@ -33,7 +31,7 @@ from fastapi_lifespan_deps.live.run import Leaving, LifespanStart, Run, RunOptio
 from .inject import check_function, declaring, handlers_of, injecting, original_of, shown
 from .order import Handler, check
 from .sets import GROUP, chosen
-from .sync import SyncView, asked
+from .sync import RunningInThread, SyncView
 from .view import View, open_calls
 
 R = TypeVar("R")
@@ -316,7 +314,7 @@ class LifespanContainer(View):
                 running.call(handle, message)
             ```
         """
-        return _RunningInThread(self, only)
+        return RunningInThread(self.running(only=only))
 
     def run(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Start what a function needs, and nothing else; call it, stop, and give its result.
@@ -405,40 +403,6 @@ class _Running(AbstractAsyncContextManager[View]):
                 under.reset(self._token)
             run.end(failure)
             del failure  # see `Supervisor.close`
-
-
-class _RunningInThread(AbstractContextManager[SyncView]):
-    """The same, in an event loop in a thread."""
-
-    def __init__(
-        self, container: LifespanContainer, only: Iterable[Callable[..., Any]] | None
-    ) -> None:
-        self._running = container.running(only=only)
-        self._thread = start_blocking_portal("asyncio", name="lifespan container")
-
-    def __enter__(self) -> SyncView:
-        portal = self._thread.__enter__()
-        try:
-            view = asked(portal, self._running.__aenter__)
-        except BaseException:
-            self._thread.__exit__(None, None, None)
-            raise
-        self._portal = portal
-        self._token = under.set(view._standing)
-        return SyncView(view._standing, portal)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        with suppress(ValueError):  # it may be left in another thread
-            under.reset(self._token)
-        try:
-            asked(self._portal, partial(self._running.__aexit__, kind, error, traceback))
-        finally:
-            self._thread.__exit__(None, None, None)
 
 
 def _declared(provider: Any) -> params.Depends:

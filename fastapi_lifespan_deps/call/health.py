@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import partial
 from inspect import isawaitable
 from threading import Thread
@@ -15,7 +14,7 @@ from anyio import CancelScope, CapacityLimiter, Event, current_time, move_on_aft
 
 from fastapi_lifespan_deps._compat import Kind
 from fastapi_lifespan_deps.absence import invalid_override, stopped
-from fastapi_lifespan_deps.declare.options import Check, in_seconds
+from fastapi_lifespan_deps.declare.options import Check
 from fastapi_lifespan_deps.declare.params import Key
 from fastapi_lifespan_deps.declare.plan import Node, OverridesProvider, Plan, Provider
 from fastapi_lifespan_deps.declare.provider import how_to_call
@@ -79,15 +78,6 @@ class HealthReport:
 
     status: HealthStatus
     dependencies: tuple[DependencyHealth, ...]
-
-
-def seconds_given(name: str, duration: float | timedelta, *, may_be_0: bool = False) -> float:
-    """A duration in seconds; raise `ValueError` if it makes no sense."""
-    seconds = in_seconds(duration)
-    if not (seconds > 0 or (may_be_0 and seconds == 0)):
-        least = "0 or more" if may_be_0 else "more than 0"
-        raise ValueError(f"{name}={duration!r}: give seconds, {least}, or a timedelta")
-    return seconds
 
 
 class Flight:

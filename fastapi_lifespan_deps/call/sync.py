@@ -1,17 +1,18 @@
 """The view of a run for synchronous code: what it does in the event loop, it waits for."""
 
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from datetime import timedelta
 from functools import partial
 from threading import Event
+from types import TracebackType
 from typing import Any
 
 from anyio import CancelScope
-from anyio.from_thread import BlockingPortal
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from fastapi_lifespan_deps._compat import kind_of
-from fastapi_lifespan_deps.live.asking import Standing
+from fastapi_lifespan_deps.live.asking import Standing, under
 from fastapi_lifespan_deps.live.refresh import Draining, Policy
 
 from .calls import check_thread, invoking
@@ -119,3 +120,38 @@ class SyncDraining:
     def wait(self) -> None:
         """Wait until the old instances have ended: see `Draining.wait`."""
         self._portal.call(self._draining.wait)
+
+
+# Not by contextlib: a frozen exception does not get through its managers.
+
+
+class RunningInThread(AbstractContextManager[SyncView]):
+    """A run of a container in an event loop in a thread."""
+
+    def __init__(self, running: AbstractAsyncContextManager[View]) -> None:
+        self._running = running
+        self._thread = start_blocking_portal("asyncio", name="lifespan container")
+
+    def __enter__(self) -> SyncView:
+        portal = self._thread.__enter__()
+        try:
+            view = asked(portal, self._running.__aenter__)
+        except BaseException:
+            self._thread.__exit__(None, None, None)
+            raise
+        self._portal = portal
+        self._token = under.set(view._standing)
+        return SyncView(view._standing, portal)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with suppress(ValueError):  # it may be left in another thread
+            under.reset(self._token)
+        try:
+            asked(self._portal, partial(self._running.__aexit__, kind, error, traceback))
+        finally:
+            self._thread.__exit__(None, None, None)

@@ -11,7 +11,7 @@ from typing_extensions import TypeVar
 
 from fastapi_lifespan_deps._compat import overrides_provider_of
 from fastapi_lifespan_deps.absence import current_run, not_running
-from fastapi_lifespan_deps.declare.options import in_seconds
+from fastapi_lifespan_deps.declare.options import in_seconds, seconds_given
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY, Key
 from fastapi_lifespan_deps.exceptions import LifespanNotRunning
 from fastapi_lifespan_deps.live.asking import Standing, standing_here, under
@@ -21,7 +21,7 @@ from fastapi_lifespan_deps.live.run import Run
 from fastapi_lifespan_deps.see.graph import LifespanGraph, graph_of
 
 from .calls import Calls
-from .health import HealthReport, seconds_given
+from .health import HealthReport
 from .inject import injecting
 from .order import check
 from .streams import Entering

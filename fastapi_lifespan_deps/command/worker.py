@@ -14,6 +14,7 @@ from fastapi_lifespan_deps.call.worker import SIGNALS, WorkerSummary, run_worker
 from fastapi_lifespan_deps.exceptions import LifespanDependencyError
 
 from .finding import found_at
+from .telling import NOT_THERE, say, shown
 
 
 def worker(
@@ -56,8 +57,8 @@ def worker(
             try:
                 container = _container([handle, source, done, error], dependencies)
             except LifespanDependencyError as problem:
-                typer.echo(f"{type(problem).__name__}: {problem}", err=True)
-                raise typer.Exit(2) from None
+                say(shown(problem))
+                raise typer.Exit(NOT_THERE) from None
             async with container:
                 return await run_worker(
                     handle,

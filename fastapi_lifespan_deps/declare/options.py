@@ -92,3 +92,12 @@ def in_seconds(duration: object) -> float:
     if isinstance(duration, int | float) and not isinstance(duration, bool):
         return duration
     return math.nan
+
+
+def seconds_given(name: str, duration: float | timedelta, *, may_be_0: bool = False) -> float:
+    """A duration in seconds; raise `ValueError` if it makes no sense."""
+    seconds = in_seconds(duration)
+    if not (seconds > 0 or (may_be_0 and seconds == 0)):
+        least = "0 or more" if may_be_0 else "more than 0"
+        raise ValueError(f"{name}={duration!r}: give seconds, {least}, or a timedelta")
+    return seconds

@@ -13,7 +13,8 @@ from starlette.routing import BaseRoute, Match, Route
 
 from fastapi_lifespan_deps._compat import exclude_from_telemetry
 from fastapi_lifespan_deps.absence import runs_of
-from fastapi_lifespan_deps.call.health import DependencyHealth, HealthReport, seconds_given
+from fastapi_lifespan_deps.call.health import DependencyHealth, HealthReport
+from fastapi_lifespan_deps.declare.options import seconds_given
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY
 from fastapi_lifespan_deps.declare.plan import Plan, Provider
 from fastapi_lifespan_deps.exceptions import LifespanDependencyError, location_of, name_of
