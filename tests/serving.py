@@ -32,6 +32,8 @@ __all__ = [
     "BUNDLED",
     "ROOT",
     "CountWords",
+    "Fussy",
+    "Held",
     "ServerProcess",
     "save_second_version",
     "save_small_model",
@@ -95,4 +97,13 @@ class Held(CountWords):
             self.begun.release()
             assert self.gate.wait(60)
         self.is_up = True
+        return super().forward(**inputs)
+
+
+class Fussy(CountWords):
+    """Fails for a batch of a single text with a single word."""
+
+    def forward(self, **inputs: Any) -> SimpleNamespace:
+        if inputs["input_ids"].shape == (1, 3):
+            raise RuntimeError("one of three word pieces")
         return super().forward(**inputs)

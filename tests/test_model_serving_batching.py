@@ -509,7 +509,7 @@ def test_a_model_that_fails_is_a_500_for_its_batch_only(monkeypatch: pytest.Monk
         ]
         counted = client.get("/metrics").text
     assert [answer.status_code for answer in answers] == [200, 500, 200]
-    assert answers[1].text == "Internal Server Error"
+    assert answers[1].json() == {"detail": "Internal Server Error"}
     assert 'method="POST",path="/embeddings",status="500"} 1.0' in counted
 
 

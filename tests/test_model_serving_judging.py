@@ -339,7 +339,7 @@ def test_such_a_model_leaves_the_old_one_serving(
         errors = [record for record in caplog.records if record.levelno == logging.ERROR]
         assert any(reason in record.getMessage() for record in errors)
         metrics = client.get("/metrics").text
-        bad = [f'swaps_total{{result="{result}"}} 1.0' for result in ("refused", "failed")]
+        bad = [f'swap_seconds_count{{result="{result}"}} 1.0' for result in ("refused", "failed")]
         assert sum(line in metrics for line in bad) == 1
         assert embed(client, "a text").tolist() == pytest.approx(before.tolist(), abs=1e-6)
 

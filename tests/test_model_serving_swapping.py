@@ -110,7 +110,7 @@ def version(client: TestClient) -> str:
 
 def swaps(client: TestClient) -> dict[str, int]:
     found = re.findall(
-        r'^model_serving_swaps_total\{result="(.*)"\} (.*)$',
+        r'^model_serving_swap_seconds_count\{result="(.*)"\} (.*)$',
         client.get("/metrics").text,
         re.MULTILINE,
     )

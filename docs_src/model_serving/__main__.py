@@ -1,11 +1,15 @@
 """Serve the example: `python -m docs_src.model_serving --port 8000`."""
 
 import argparse
-import logging
 import socket
 from contextlib import suppress
+from pathlib import Path
 
 import uvicorn
+
+from .settings import LogSettings
+
+LOGGING = Path(__file__).parents[1] / "deploy" / "logging.json"
 
 TRY = """\
 Ready. Open {url}/ in a browser, or try it here:
@@ -22,7 +26,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started and not self.should_exit:
+        is_read = LogSettings().log_format == "text"  # by a person
+        if self.started and not self.should_exit and is_read:
             # The port that was bound: `--port 0` lets the system pick one.
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             host = f"[{host}]" if ":" in host else host
@@ -36,10 +41,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000, help="0: one that the system picks")
     arguments = parser.parse_args()
 
-    logging.basicConfig(format="%(levelname)s:     %(message)s")
-    for name in (__package__, "fastapi_lifespan_deps"):
-        logging.getLogger(name).setLevel(logging.INFO)
-    config = uvicorn.Config(f"{__package__}.main:app", host=arguments.host, port=arguments.port)
+    app = f"{__package__}.main:app"
+    config = uvicorn.Config(app, host=arguments.host, port=arguments.port, log_config=str(LOGGING))
     # uvicorn raises Ctrl-C again once it has shut down: then nothing is left to do. It exits by
     # itself, non-zero, when startup fails or the port is taken.
     with suppress(KeyboardInterrupt):

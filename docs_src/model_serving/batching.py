@@ -168,6 +168,7 @@ class Batcher:
             raise BatcherStopped
         if request.error is not None:
             raise BatchFailed(str(request.error)) from request.error
+        self._metrics.request_tokens.observe(request.tokens)
         rows = torch.stack([request.rows[index] for index in range(request.size)])
         return Embedded(rows, request.batch_size, request.tokens)
 
@@ -213,11 +214,15 @@ class Batcher:
     async def _tokenize(self, texts: list[_Text]) -> None:
         # Before it is known which texts go together: that depends on their lengths in word pieces.
         try:
-            all_ids = await self._in_thread(self.encoder.tokenize, [text.text for text in texts])
+            with self._metrics.tokenizing_seconds.time():
+                all_ids = await self._in_thread(
+                    self.encoder.tokenize, [text.text for text in texts]
+                )
         except Exception as error:
             # One text is enough, and nobody knows which. Whose is it?
             requests = dict.fromkeys(text.request for text in texts)
             if len(requests) == 1:
+                self._metrics.failed_batches.labels("tokenizing").inc()
                 self._fail(texts, error)
                 return
             for request in requests:
@@ -253,12 +258,14 @@ class Batcher:
         for text in batch:
             self._metrics.queue_seconds.observe(started - text.arrived)
         self._metrics.batch_size.observe(len(batch))
+        self._metrics.batch_tokens.observe(len(batch) * max(text.length for text in batch))
         try:
             token_ids = [text.token_ids or [] for text in batch]
             rows = await self._in_thread(self.encoder.encode, token_ids)
         except BaseException as error:
             # They hold what was on the device, as long as anybody holds the error.
             traceback.clear_frames(error.__traceback__)
+            self._metrics.failed_batches.labels("inference").inc()
             self._fail(batch, error)
             if not isinstance(error, Exception):
                 raise

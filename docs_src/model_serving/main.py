@@ -1,5 +1,6 @@
 """The application: the model is loaded at startup, shared by every request, freed at shutdown."""
 
+from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
@@ -15,14 +16,19 @@ from . import (
     bearer,
     bodies,
     compatible,
+    forms,
     health,
     keys,
+    logs,
     metrics,
     page,
     refusals,
     swapping,
 )
 from .shutdown import get_shutdown
+
+# By middleware, or by a route that isn't FastAPI's.
+ANSWERED_EARLY = (admin.PATH, *keys.PATHS, f"{forms.PREFIX}/embeddings", "/livez", "/readyz")
 
 
 def create_app() -> LifespanFastAPI:
@@ -32,10 +38,12 @@ def create_app() -> LifespanFastAPI:
     app.add_middleware(bodies.ReadBodies)
     app.add_middleware(bearer.Guard, guards=admin.is_guarded, check=admin.check_admin)
     app.add_middleware(bearer.Guard, guards=keys.is_guarded, check=keys.check_key)
-    app.add_middleware(metrics.CountRequests)
+    app.add_middleware(metrics.MeasureRequests, known=ANSWERED_EARLY)
+    app.add_middleware(CorrelationIdMiddleware, logs.HEADER, validator=logs.is_request_id)
     app.add_exception_handler(HTTPException, refusals.answer_refused)
     app.add_exception_handler(RequestValidationError, refusals.answer_invalid)
     app.add_exception_handler(UnavailableLifespanDependency, refusals.answer_unavailable)
+    app.add_exception_handler(Exception, logs.answer_failed)
     for module in (api, compatible, swapping, health, metrics, page):
         app.include_router(module.router)
     # Not cached: the check costs nothing, and what it says is to be known at once.

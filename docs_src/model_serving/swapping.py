@@ -5,6 +5,7 @@ import random
 import traceback
 from collections.abc import AsyncIterator
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated
 
 import anyio
@@ -89,8 +90,9 @@ class Swapper:
         async with self._one_at_a_time:
             if self._shutdown.is_coming:
                 raise Stopping
-            files = await self._check(choice)
-            await self._load(files)
+            started = perf_counter()
+            files = await self._check(choice, started)
+            await self._load(files, started)
             return files
 
     # --8<-- [end:swap]
@@ -100,9 +102,10 @@ class Swapper:
         async with self._one_at_a_time:
             if self._shutdown.is_coming:
                 return
-            files = await self._check(self._source.files.choice)
+            started = perf_counter()
+            files = await self._check(self._source.files.choice, started)
             if files != self._serving():
-                await self._load(files)
+                await self._load(files, started)
 
     async def keep_reloading(self, seconds: float) -> None:
         while True:
@@ -121,18 +124,22 @@ class Swapper:
         except UninitializedLifespanDependency:
             return None  # The last swap has failed, after the old model had to go.
 
-    async def _check(self, choice: ModelChoice) -> ModelFiles:
+    def _count(self, result: str, started: float) -> None:
+        self._metrics.swap_seconds.labels(result).observe(perf_counter() - started)
+
+    async def _check(self, choice: ModelChoice, started: float) -> ModelFiles:
         try:
             return await anyio.to_thread.run_sync(check_model, choice)
         except ModelLoadError as error:
-            self._metrics.swaps.labels("refused").inc()
+            self._count("refused", started)
             refused = SwapFailed("The model is refused.", str(error), self._serving())
             logger.error(refused.detail)
             raise refused from error
 
     # --8<-- [start:load]
-    async def _load(self, files: ModelFiles) -> None:
+    async def _load(self, files: ModelFiles, started: float) -> None:
         policy = self._settings.swap_policy
+        logger.info("Another model is asked for: %s %s", files.name, files.version)
         previous, self._source.files = self._source.files, files
         self.is_loading = True
         try:
@@ -146,7 +153,7 @@ class Swapper:
             raise Stopping from error
         except Exception as error:
             self._source.files = previous
-            self._metrics.swaps.labels("failed").inc()
+            self._count("failed", started)
             what = f"The model {files.name} {files.version} could not be loaded."
             failed = SwapFailed(what, str(error) or type(error).__name__, self._serving())
             logger.exception(failed.detail)
@@ -155,7 +162,8 @@ class Swapper:
             raise failed from error
         finally:
             self.is_loading = False
-        self._metrics.swaps.labels("ok").inc()
+        self._count("ok", started)
+        logger.info("The model %s %s serves now", files.name, files.version)
         # So there are never more than two models in memory.
         await draining.wait()
 
