@@ -198,9 +198,8 @@ class MeasureRequests:
 
 async def find_metrics(scope: Scope) -> Metrics | None:
     """The metrics of the application that a request comes to, if it runs."""
-    container = await get_container(HTTPConnection(scope))
     try:
-        return container[get_metrics]
+        return (await get_container(HTTPConnection(scope)))[get_metrics]
     except UninitializedLifespanDependency:
         return None
 

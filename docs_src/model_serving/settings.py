@@ -100,8 +100,7 @@ SettingsDep = Annotated[Settings, Depends(scope="lifespan")]
 
 async def find_settings(scope: Scope) -> Settings | None:
     """For middleware: the settings of the application that a request comes to, if it runs."""
-    container = await get_container(HTTPConnection(scope))
     try:
-        return container[Settings]
+        return (await get_container(HTTPConnection(scope)))[Settings]
     except UninitializedLifespanDependency:
         return None
