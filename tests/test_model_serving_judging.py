@@ -18,9 +18,15 @@ from tests.serving import BUNDLED, CountWords, save_small_model, torch, transfor
 # isort: split
 from safetensors.torch import load_file, save_file
 
-from docs_src.model_serving.embedding import Encoder, get_model, get_tokenizer, positions_of
+from docs_src.model_serving.embedding import (
+    Encoder,
+    get_device,
+    get_model,
+    get_tokenizer,
+    positions_of,
+)
 from docs_src.model_serving.errors import ModelLoadError
-from docs_src.model_serving.files import ModelChoice, check_model
+from docs_src.model_serving.files import ModelChoice, ModelFilesDep, check_model
 from docs_src.model_serving.main import app
 from docs_src.model_serving.recipe import Recipe, read_recipe
 from docs_src.model_serving.settings import Settings
@@ -99,7 +105,7 @@ def test_poolings(tmp_path: Path, config: dict[str, Any], pooling: str) -> None:
     write(tmp_path, "1_Pooling/config.json", config)
     assert read_recipe(tmp_path).pooling == pooling
     write(tmp_path, "modules.json", [TRANSFORMER, POOLING | {"path": "elsewhere"}])
-    assert read_recipe(tmp_path).pooling == "mean"
+    write(tmp_path, "1_Pooling/config.json", {"pooling_mode": "max"})
     write(tmp_path, "elsewhere/config.json", config)
     assert read_recipe(tmp_path).pooling == pooling
 
@@ -118,7 +124,14 @@ def test_poolings(tmp_path: Path, config: dict[str, Any], pooling: str) -> None:
 )
 def test_modules(tmp_path: Path, modules: list[Any]) -> None:
     write(tmp_path, "modules.json", modules)
+    write(tmp_path, "1_Pooling/config.json", {})
     assert read_recipe(tmp_path) == Recipe()
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "xlm-roberta"])
+def test_older_releases_name_a_file_after_the_kind_of_model(tmp_path: Path, kind: str) -> None:
+    write(tmp_path, f"sentence_{kind}_config.json", {"max_seq_length": 8, "do_lower_case": True})
+    assert read_recipe(tmp_path) == Recipe("mean", 8, lower_case=True)
 
 
 def test_the_first_word_piece_counts_where_the_files_say_so(
@@ -175,6 +188,14 @@ def test_no_text_is_longer_than_the_model_has_positions_for() -> None:
     assert positions_of(CountWords()) is None
 
 
+@pytest.mark.parametrize(("n_positions", "longest"), [(20, 20), (-1, None)])
+def test_a_table_of_positions_may_have_any_name(n_positions: int, longest: int | None) -> None:
+    config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1, n_positions=20)
+    model = transformers.GPT2Model(config)
+    model.config.n_positions = n_positions
+    assert positions_of(model) == longest
+
+
 # What is asked for, and isn't done
 
 
@@ -209,6 +230,22 @@ def modules(*added: str) -> list[Any]:
             {"similarity_fn_name": "dot"},
             "the similarity 'dot' of embeddings that aren't normalized",
         ),
+        (
+            "modules.json",
+            [TRANSFORMER, POOLING],
+            "a pooling that should be described in 1_Pooling/",
+        ),
+        (
+            "sentence_bert_config.json",
+            {"model_args": {"a": 1}, "x_kwargs": {"b": 2}},
+            "'model_args', ",
+        ),
+        ("sentence_roberta_config.json", {"transformer_task": "fill-mask"}, "the task 'fill-mask'"),
+        (
+            "config.json",
+            {"transformers_weights": "other.safetensors"},
+            "weights in 'other.safetens",
+        ),
         ("adapter_config.json", {}, "weights on top of another model's"),
         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": "a.B"}}, "Python code of its own"),
     ],
@@ -232,6 +269,10 @@ def test_what_is_not_done_is_refused(tmp_path: Path, name: str, content: Any, as
 )
 def test_what_comes_to_the_same_is_not_refused(tmp_path: Path, config: dict[str, Any]) -> None:
     write(tmp_path, "config_sentence_transformers.json", config)
+    write(tmp_path, "config.json", {"transformers_weights": "model.safetensors"})
+    transformer = {"model_args": {}, "transformer_task": "feature-extraction"}
+    write(tmp_path, "sentence_bert_config.json", transformer)
+    write(tmp_path, "1_Pooling/config.json", {})
     write(tmp_path, "modules.json", [TRANSFORMER, POOLING, NORMALIZE])
     assert read_recipe(tmp_path) == Recipe()
 
@@ -280,6 +321,17 @@ def one_row(directory: Path) -> None:
     change_weights(directory, change)
 
 
+def other_weights(directory: Path) -> None:
+    shutil.copy(directory / "model.safetensors", directory / "other.safetensors")
+    config = json.loads((directory / "config.json").read_text())
+    write(directory, "config.json", config | {"transformers_weights": "other.safetensors"})
+
+
+def length_in_quotes(directory: Path) -> None:
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    write(directory, "tokenizer_config.json", config | {"model_max_length": "64"})
+
+
 def no_room(directory: Path) -> None:
     write(directory, "sentence_bert_config.json", {"max_seq_length": 2})
 
@@ -298,6 +350,13 @@ BAD = [
         fill(0, ""), "but one of its embeddings has the length 0, not 1.", id="all the same"
     ),
     pytest.param(no_room, "Texts of 2 word pieces are asked for, but the tokenizer", id="no room"),
+    pytest.param(other_weights, "asks for weights in 'other.safetensors', but", id="elsewhere"),
+    pytest.param(length_in_quotes, "for the tokenizer in ", id="quotes"),
+    pytest.param(
+        lambda path: shutil.rmtree(path / "1_Pooling"),
+        "asks for a pooling that should be described in 1_Pooling/config.json, but",
+        id="files only",
+    ),
     pytest.param(
         lambda path: write(path, "modules.json", modules(f"{PREFIX}.Dense")),
         "asks for the modules Transformer, Pooling, Dense, but",
@@ -342,6 +401,33 @@ def test_such_a_model_leaves_the_old_one_serving(
         bad = [f'swap_seconds_count{{result="{result}"}} 1.0' for result in ("refused", "failed")]
         assert sum(line in metrics for line in bad) == 1
         assert embed(client, "a text").tolist() == pytest.approx(before.tolist(), abs=1e-6)
+
+
+def test_weights_that_are_written_after_they_were_checked(
+    monkeypatch: pytest.MonkeyPatch, small: Path, model: Path
+) -> None:
+    """They don't serve under the checksum of others."""
+    changes: list[Path] = []
+
+    def change_it(files: ModelFilesDep) -> Any:
+        if files.directory in changes:
+            change_weights(files.directory, lambda name, weight: weight + 1)
+        return torch.device("cpu")
+
+    monkeypatch.setenv("MODEL_SERVING_MODEL_DIR", str(small))
+    monkeypatch.setitem(app.dependency_overrides, get_device, change_it)
+    with TestClient(app) as client:
+
+        def swap() -> Any:
+            return client.post("/admin/model", json={"directory": str(model)}, headers=TOKEN)
+
+        changes.append(model)
+        refused = swap()
+        assert refused.status_code == 409
+        assert "were checked, but they have been written since" in refused.json()["detail"]
+        assert client.get("/healthz").json()["model"] == "small"
+        changes.clear()
+        assert swap().status_code == 200
 
 
 # The trial

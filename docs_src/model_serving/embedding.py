@@ -14,7 +14,14 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from fastapi_lifespan_deps import Depends
 
 from .errors import ModelLoadError
-from .files import FROM_DIRECTORY, WEIGHTS, ModelFiles, ModelFilesDep, explain_failure
+from .files import (
+    FROM_DIRECTORY,
+    WEIGHTS,
+    ModelFiles,
+    ModelFilesDep,
+    check_unchanged,
+    explain_failure,
+)
 from .recipe import Recipe
 from .settings import SettingsDep
 
@@ -67,6 +74,7 @@ def get_model(
     # changes what is served, or crashes the process. So they are copied.
     for weights in (*model.parameters(), *model.buffers()):
         weights.data = weights.data.to(device, copy=True)
+    check_unchanged(model_files)
     _forget_imports()
     logger.info("Loaded the model %s %s on %s", model_files.name, model_files.version, device)
     yield model
@@ -203,13 +211,15 @@ class Encoder:
 
 
 def positions_of(model: torch.nn.Module) -> int | None:
-    """How many word pieces of a text a model has positions for, if they are in a table."""
+    """How many word pieces of a text a model has positions for, if that has an end."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             # RoBERTa and its kind count from the number after that of the padding.
             unused = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - unused
-    return None
+    # Others call their table something else, or compute the positions that they were trained with.
+    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
 
 
 def marks_of(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -227,10 +237,11 @@ def get_encoder(
     model: ModelDep,
     device: DeviceDep,
 ) -> Encoder:
-    encoder = Encoder(
-        tokenizer, model, device, recipe=model_files.recipe, max_tokens=settings.max_tokens
-    )
-    marks = tokenizer.num_special_tokens_to_add()  # around each text
+    with explain_failure("tokenizer", model_files.directory, model_files.choice):
+        encoder = Encoder(
+            tokenizer, model, device, recipe=model_files.recipe, max_tokens=settings.max_tokens
+        )
+        marks = tokenizer.num_special_tokens_to_add()  # around each text
     if encoder.max_tokens <= marks:
         raise ModelLoadError(
             f"Texts of {encoder.max_tokens} word pieces are asked for",

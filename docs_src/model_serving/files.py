@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -14,12 +14,11 @@ from transformers import AutoConfig, AutoTokenizer
 from fastapi_lifespan_deps import Depends
 
 from .errors import ModelLoadError
-from .recipe import Recipe, read_recipe
+from .recipe import WEIGHTS, Recipe, read_recipe
 from .settings import Settings, SettingsDep
 
 BUNDLED_NAME = "all-MiniLM-L6-v2"
 BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-WEIGHTS = "model.safetensors"
 # Nothing is downloaded, and no Python that lies in the directory is run.
 FROM_DIRECTORY: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 REQUIRED_FILES = ("config.json", "tokenizer.json", WEIGHTS)
@@ -66,6 +65,8 @@ class ModelFiles:
     directory: Path
     choice: ModelChoice
     recipe: Recipe
+    stamp: tuple[int, ...] = field(default=(), compare=False)
+    """Of the weights when they were checked: see `check_unchanged`."""
 
 
 def check_model(choice: ModelChoice) -> ModelFiles:
@@ -87,6 +88,7 @@ def check_model(choice: ModelChoice) -> ModelFiles:
         name, expected = directory.name, choice.sha256 or ""
     with explain_failure("model", directory, choice):  # They may not be readable.
         _check_directory(directory, asked, choice)
+        stamp = _stamp_of(directory / WEIGHTS)
         found = _check_weights(directory / WEIGHTS, expected.lower(), asked, choice)
     with explain_failure("configuration", directory, choice):
         recipe = read_recipe(directory)
@@ -95,7 +97,30 @@ def check_model(choice: ModelChoice) -> ModelFiles:
         _check_vocabulary(directory, config.get_text_config().vocab_size)
     with explain_failure("weights", directory, choice):
         _check_numbers(directory / WEIGHTS)
-    return ModelFiles(name, found[:12], directory, choice, recipe)
+    return ModelFiles(name, found[:12], directory, choice, recipe, stamp)
+
+
+def check_unchanged(files: ModelFiles) -> None:
+    """Raise `ModelLoadError` if the weights have been written since they were checked.
+
+    Ask after they were loaded: they would serve under the version, and the checksum, of others.
+    """
+    weights = files.directory / WEIGHTS
+    with explain_failure("weights", files.directory, files.choice):
+        is_unchanged = _stamp_of(weights) == files.stamp
+    if not is_unchanged:
+        raise ModelLoadError(
+            f"The weights in {str(weights)!r} were checked",
+            "they have been written since, before they were loaded",
+            where={"file": weights, "version": files.version},
+            advice="Write each model into a directory of its own, and ask for it when it is"
+            " complete.",
+        )
+
+
+def _stamp_of(file: Path) -> tuple[int, ...]:
+    stat = file.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _bundled_directory(asked: str) -> Path:

@@ -11,12 +11,18 @@ from typing import Any, Literal
 
 from .errors import ModelLoadError
 
+WEIGHTS = "model.safetensors"
+
 Pooling = Literal["mean", "cls"]
 
 # In the order of sentence-transformers. Embeddings are of unit length here, also of models whose
 # last module doesn't ask for it.
 SERVED = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
 POOLING_FLAG = "pooling_mode_"
+# Where sentence-transformers looks, one after the other.
+KINDS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+ARGUMENTS = ("_args", "_kwargs")
+TASK = "feature-extraction"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +43,10 @@ def read_recipe(directory: Path) -> Recipe:
         Exception: of any kind, when a file isn't what it should be.
     """
     _refuse_code_and_adapters(directory)
+    _refuse_other_weights(directory)
     pooling_directory, is_normalized = _read_modules(directory)
     _refuse_prompts_and_other_scores(directory, is_normalized=is_normalized)
-    transformer = _read(directory / "sentence_bert_config.json")
+    transformer = _read_transformer(directory)
     max_tokens = transformer.get("max_seq_length")
     return Recipe(
         _read_pooling(pooling_directory / "config.json"),
@@ -55,6 +62,19 @@ def _read(file: Path, default: Any = None) -> Any:
     except FileNotFoundError:
         return {} if default is None else default
     return json.loads(content)
+
+
+def _read_transformer(directory: Path) -> Any:
+    """How the first module cuts texts. Older releases name the file after the kind of model."""
+    files = [directory / f"sentence_{kind}_config.json" for kind in KINDS]
+    file = next((file for file in files if file.exists()), files[0])
+    config = _read(file)
+    arguments = [key for key, value in config.items() if key.endswith(ARGUMENTS) and value]
+    task = config.get("transformer_task") or TASK
+    if arguments or task != TASK:
+        asked = ", ".join(map(repr, arguments)) or f"the task {task!r}"
+        raise _refusal(file, asked, "Serve a model that is loaded as it is.")
+    return config
 
 
 def _refusal(file: Path, asks_for: str, advice: str) -> ModelLoadError:
@@ -81,7 +101,15 @@ def _read_modules(directory: Path) -> tuple[Path, bool]:
             "Serve a model of the modules Transformer (in the directory itself), Pooling and, if"
             " it has one, Normalize.",
         )
-    return directory / modules[1]["path"], len(names) == 3
+    pooling = directory / modules[1]["path"]
+    # Whoever copies only the files of a directory leaves it behind: `mean` would be a guess.
+    if not (pooling / "config.json").is_file():
+        raise _refusal(
+            file,
+            f"a pooling that should be described in {modules[1]['path']}/config.json",
+            "Put the whole model there, with the directories in it.",
+        )
+    return pooling, len(names) == 3
 
 
 def _name_of(kind: str) -> str:
@@ -148,4 +176,15 @@ def _refuse_code_and_adapters(directory: Path) -> None:
             adapter,
             "weights on top of another model's",
             "Merge the adapter into the weights of that model, and serve these.",
+        )
+
+
+def _refuse_other_weights(directory: Path) -> None:
+    """What is checked, and named as the version, is this file."""
+    name = _read(directory / "config.json").get("transformers_weights")
+    if name not in (None, WEIGHTS):
+        raise _refusal(
+            directory / "config.json",
+            f"weights in {name!r}",
+            f"Put them into {WEIGHTS}, and leave `transformers_weights` out.",
         )
