@@ -23,6 +23,7 @@ from docs_src.model_serving import swapping
 from docs_src.model_serving.batching import get_batcher
 from docs_src.model_serving.embedding import get_model
 from docs_src.model_serving.main import app, create_app
+from docs_src.model_serving.settings import Settings
 from fastapi_lifespan_deps import LifespanFastAPI
 
 PATIENCE = 60.0  # seconds for each thing that is waited for
@@ -274,6 +275,37 @@ def test_the_route_itself_asks_for_the_token(monkeypatch: pytest.MonkeyPatch) ->
         assert client.post("/admin/model", headers=TOKEN).status_code == 404
 
 
+# Settings
+
+
+@pytest.mark.parametrize("name", ["API_KEY", "ADMIN_TOKEN"])
+@pytest.mark.parametrize("token", ["s3cret\n", " s3cret", "   ", "s3\ncret"])
+def test_a_token_that_no_header_can_hold(
+    monkeypatch: pytest.MonkeyPatch, name: str, token: str
+) -> None:
+    """Nobody could send it. It isn't shown."""
+    monkeypatch.setenv(f"MODEL_SERVING_{name}", token)
+    with pytest.raises(ValueError, match="No header can hold this") as caught:
+        Settings()
+    assert "s3" not in str(caught.value)
+
+
+def test_settings_that_are_wrong_do_not_show_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL_SERVING_API_KEY", "k3y")
+    monkeypatch.setenv("MODEL_SERVING_MAX_TEXTS", "5000")
+    with pytest.raises(ValueError, match="has no room for the largest request") as caught:
+        Settings()
+    assert "k3y" not in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_timer_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Retry-After` says when it is."""
+    monkeypatch.setenv("MODEL_SERVING_REFRESH_EVERY", "inf")
+    with pytest.raises(ValueError, match="refresh_every"):
+        Settings()
+
+
 # Slow uploads
 
 
@@ -357,6 +389,12 @@ def test_other_scopes_and_methods(client: TestClient) -> None:
         pass
     for method, status in (("HEAD", 405), ("OPTIONS", 405), ("GET", 405), ("DELETE", 405)):
         assert client.request(method, "/embeddings").status_code == status
+
+
+def test_health_may_be_asked_for_without_its_body(client: TestClient) -> None:
+    for path in ("/livez", "/readyz", "/healthz"):
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
 
 
 @pytest.mark.parametrize("path", ["/embeddings", "/admin/model"])

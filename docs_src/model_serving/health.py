@@ -15,6 +15,7 @@ from .shutdown import get_shutdown
 router = APIRouter(tags=["operation"])
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", responses={503: {"model": Health}})
 async def healthz(request: Request, response: Response) -> Health:
     """Say which model serves, and where; or 503, and why requests had better go elsewhere."""

@@ -3,7 +3,15 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, SecretStr, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
@@ -14,8 +22,11 @@ from fastapi_lifespan_deps import Depends, UninitializedLifespanDependency, get_
 class LogSettings(BaseSettings):
     """What is read by itself, too: the log begins before the application does."""
 
-    # An empty variable is how a shell or a compose file says "unset".
-    model_config = SettingsConfigDict(env_prefix="MODEL_SERVING_", env_ignore_empty=True)
+    # An empty variable is how a shell or a compose file says "unset". And an error that shows what
+    # was set would put the key and the token into the log.
+    model_config = SettingsConfigDict(
+        env_prefix="MODEL_SERVING_", env_ignore_empty=True, hide_input_in_errors=True
+    )
 
     # "json": a line for each event, for programs.
     log_format: Literal["text", "json"] = "text"
@@ -67,9 +78,20 @@ class Settings(LogSettings):
     # How long requests that use the old model may take, before they lose it.
     drain_timeout: PositiveFloat = 30
     # How often to look whether there is another model in the directory. Never, unless given.
-    refresh_every: PositiveFloat | None = None
+    refresh_every: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     # How long to serve on after SIGTERM, not ready any more, so that a load balancer notices.
     shutdown_delay: NonNegativeFloat = 0
+
+    @field_validator("api_key", "admin_token")
+    @classmethod
+    def _a_header_has_no_room_around_it(cls, token: SecretStr | None) -> SecretStr | None:
+        given = "" if token is None else token.get_secret_value()
+        # A file that it was read from may end with a line break. Nobody could send it.
+        if given != given.strip() or not given.isprintable():
+            raise ValueError(
+                "No header can hold this: there is white space around it, or a line break in it."
+            )
+        return token
 
     @model_validator(mode="after")
     def _the_queue_takes_the_largest_request(self) -> Self:
