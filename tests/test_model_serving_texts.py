@@ -1,6 +1,8 @@
 """Any text has the embedding that transformers gives it by hand, through docs_src/model_serving."""
 
+import base64
 import random
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,9 +66,13 @@ def client() -> Iterator[TestClient]:
 
 
 @pytest.fixture(scope="module")
-def by_hand() -> Any:
+def tokenizer() -> Any:
+    return transformers.AutoTokenizer.from_pretrained(BUNDLED)
+
+
+@pytest.fixture(scope="module")
+def by_hand(tokenizer: Any) -> Any:
     """As the page of the model shows it, one text after the other."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(BUNDLED)
     model = transformers.AutoModel.from_pretrained(BUNDLED).eval()
     rows = []
     for text in TEXTS:
@@ -85,10 +91,41 @@ def test_embeddings(client: TestClient, by_hand: Any) -> None:
         assert torch.allclose(found, by_hand[start : start + 100], rtol=0, atol=1e-5)
 
 
+def compatible(client: TestClient, given: list[Any], encoding: str) -> Any:
+    body = {"model": "all-MiniLM-L6-v2", "input": given, "encoding_format": encoding}
+    answer = client.post("/v1/embeddings", json=body)
+    assert answer.status_code == 200, answer.text
+    rows = [item["embedding"] for item in answer.json()["data"]]
+    if encoding == "base64":
+        rows = [struct.unpack("<384f", base64.b64decode(row, validate=True)) for row in rows]
+    return torch.tensor(rows)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "kind"), [("float", "texts"), ("base64", "texts"), ("base64", "token ids")]
+)
+def test_embeddings_for_the_clients_of_openai(
+    client: TestClient, tokenizer: Any, by_hand: Any, encoding: str, kind: str
+) -> None:
+    """There, no text may be empty: its token ids are sent, which are the marks around nothing."""
+    for start in range(0, len(TEXTS), 100):
+        texts = TEXTS[start : start + 100]
+        ids = tokenizer(texts, truncation=True, max_length=256)["input_ids"]
+        if kind == "texts":
+            sent = [index for index, text in enumerate(texts) if text]
+            found = compatible(client, [texts[index] for index in sent], encoding)
+        else:
+            sent = list(range(len(texts)))
+            found = compatible(client, ids, encoding)
+        expected = by_hand[start : start + 100][sent]
+        assert torch.allclose(found, expected, rtol=0, atol=1e-5)
+
+
 def test_scores(client: TestClient, by_hand: Any) -> None:
     """The texts come back as they were sent, best first."""
-    for query in (0, 3, 50, 250):
-        candidates = list(range(query % 7, len(TEXTS), 7))
+    each_seventh = [(query, range(query % 7, len(TEXTS), 7)) for query in (0, 3, 50)]
+    for query, chosen in [*each_seventh, (250, range(150)), (250, range(150, len(TEXTS)))]:
+        candidates = list(chosen)
         body = {"query": TEXTS[query], "candidates": [TEXTS[index] for index in candidates]}
         results = client.post("/similarity", json=body).json()["results"]
         scores = [result["score"] for result in results]

@@ -16,13 +16,12 @@ from fastapi_lifespan_deps import Depends
 from .errors import ModelLoadError
 from .files import (
     FROM_DIRECTORY,
-    WEIGHTS,
     ModelFiles,
     ModelFilesDep,
     check_unchanged,
     explain_failure,
 )
-from .recipe import Recipe
+from .recipe import WEIGHTS, Recipe
 from .settings import SettingsDep
 
 logger = logging.getLogger(__name__)
