@@ -37,16 +37,15 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="module")
-def small_heap() -> Iterator[None]:
+@pytest.fixture(scope="module", autouse=True)
+def small_heap() -> None:
     """Let the garbage collector look at nothing but what the tests of this file make.
 
-    Other files leave far more behind, modules of half a million objects among it.
+    Others have left far more behind, modules of half a million objects among it: a look at them
+    takes longer than most tests. They stay frozen, for nobody waits for them to go.
     """
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

@@ -56,8 +56,6 @@ from tests.calling import (
 )
 from tests.recording import leaves
 
-pytestmark = pytest.mark.usefixtures("small_heap")
-
 PATIENCE = 10  # seconds until what still waits is taken to wait for ever
 
 # --- What may happen

@@ -17,7 +17,7 @@ from fastapi_lifespan_deps.live.refresh import Policy
 from fastapi_lifespan_deps.live.run import Run
 from tests.clients import progressing
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.usefixtures("small_heap")]
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 CALLERS, THREADS = 16, 8
 

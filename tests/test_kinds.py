@@ -32,7 +32,7 @@ Function = Callable[..., Any]
 
 
 @pytest.fixture(autouse=True)
-def _leave_nothing_unawaited(small_heap: None) -> Iterator[None]:
+def _leave_nothing_unawaited() -> Iterator[None]:
     yield
     gc.collect()
 

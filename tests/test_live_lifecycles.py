@@ -36,8 +36,6 @@ from fastapi_lifespan_deps import (
 )
 from tests.recording import Value, app_with, closed, leaves, named, opened, starts_and_stops
 
-pytestmark = pytest.mark.usefixtures("small_heap")
-
 PATIENCE = 10.0  # seconds until what still waits is taken to wait for ever
 
 # --- What may happen

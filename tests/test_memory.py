@@ -51,7 +51,7 @@ class Followed:
 
 
 @pytest.fixture(autouse=True)
-def no_garbage_collector(small_heap: None) -> Iterator[None]:
+def no_garbage_collector() -> Iterator[None]:
     gc.collect()
     gc.disable()
     yield

@@ -92,20 +92,6 @@ def test_weights_are_freed_even_if_someone_still_holds_the_model(
     assert all(weight.device.type == "meta" for weight in kept[0].parameters())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_gpu_memory_is_given_back_at_shutdown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MODEL_SERVING_DEVICE", "cuda")
-    with TestClient(app) as client:  # What CUDA and its libraries keep is taken here.
-        assert cosines(client, "a cat", "a dog")
-    allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-
-    with TestClient(app) as client:
-        assert cosines(client, "a cat", "a dog")
-        assert torch.cuda.memory_allocated() > allocated + 80_000_000
-    assert torch.cuda.memory_allocated() == allocated
-    assert torch.cuda.memory_reserved() <= reserved
-
-
 # The real model
 
 

@@ -23,7 +23,7 @@ from fastapi_lifespan_deps import Depends, LifespanContainer, LifespanFastAPI, g
 from fastapi_lifespan_deps.live.refresh import Policy
 from tests.clients import client_of, listen, progressing, running
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.usefixtures("small_heap")]
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 CLIENTS = 32
 

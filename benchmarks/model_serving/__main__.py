@@ -65,6 +65,9 @@ def main(arguments: list[str] | None = None) -> None:
         type=int,
         help=f"in a burst; default: as many as are answered without batches in {FULL.seconds} s",
     )
+    parser.add_argument(
+        "--seconds", type=float, help=f"the same in other words; default: {FULL.seconds}"
+    )
     parser.add_argument("--swaps", type=int, metavar="N", help=f"default: {FULL.swaps}; 0: none")
     parser.add_argument(
         "--swap-requests", type=int, help=f"meanwhile, or more; default: {FULL.swap_requests}"
