@@ -312,6 +312,7 @@ class Check:
                 yield from memory(name, {"with the other servers": swaps})
             if "policies" in found:
                 yield from memory(name, found["policies"])
+                yield "\nBy the second policy no model is loaded for a while: requests get 503."
 
 
 def rows(name, found):

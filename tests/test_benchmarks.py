@@ -1,6 +1,7 @@
 """The benchmarks measure what they say, and go on working. None of their figures is tested."""
 
 import asyncio
+import gc
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,6 +14,12 @@ from benchmarks.competitors import callers, contestants, depends, lifespan_deps,
 from benchmarks.competitors.calling import Call, Caller, Calls, Start
 from benchmarks.competitors.case import Case, Contestant, endpoint
 from benchmarks.measure import Subject, measure
+
+
+@pytest.fixture(autouse=True)
+def small_again() -> None:
+    """See `small_heap`: a benchmark thaws everything when it is done."""
+    gc.freeze()
 
 
 def names(found: list[Contestant] | list[Caller]) -> list[str]:
