@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 
 # How long an example takes says nothing on a busy machine.
 settings.register_profile(
-    "quick", max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "quick", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("thorough", settings.get_profile("quick"), max_examples=400)
 
