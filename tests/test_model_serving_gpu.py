@@ -5,6 +5,7 @@
 
 import gc
 import os
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -144,6 +145,19 @@ def test_health_tells_the_device() -> None:
 
 
 # Memory
+
+
+def test_metrics_tell_the_memory_of_the_gpu() -> None:
+    with TestClient(app) as client:
+        assert embed(client).status_code == 200
+        metrics = client.get("/metrics").text
+    pattern = r'model_serving_gpu_memory_bytes{device="(.+)",kind="(.+)"} (.+)'
+    found = re.findall(pattern, metrics)
+    assert {device for device, _, _ in found} == ({DEVICE} if IS_CUDA else set())
+    if IS_CUDA:
+        sizes = {kind: float(size) for _, kind, size in found}
+        assert size_of(BUNDLED) <= sizes["allocated"] <= sizes["reserved"]
+        assert sizes["reserved"] <= sizes["used"] <= sizes["total"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
