@@ -159,7 +159,10 @@ class Swapper:
             logger.exception(failed.detail)
             # They hold what was loaded, as long as anybody holds the error.
             traceback.clear_frames(error.__traceback__)
-            raise failed from error
+            try:
+                raise failed from error
+            finally:
+                del failed  # It would hold its traceback, which holds this.
         finally:
             self.is_loading = False
         self._count("ok", started)
