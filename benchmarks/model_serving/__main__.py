@@ -16,7 +16,10 @@ import json
 import math
 import random
 import statistics
+import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +34,8 @@ from benchmarks import report
 from . import swaps, texts
 from .client import Burst, Server, WrongAnswer, running
 from .contestants import APPLICATIONS, BATCHED, PLAIN, UNBATCHED
+from .peers import measuring, showing
+from .peers.catalogue import PEERS
 
 SEED = 4
 
@@ -52,6 +57,29 @@ Found = dict[Cell, dict[str, list[Burst]]]
 
 
 def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    console = Console()
+    result = {"machine": machine(options.device), "options": vars(options)}
+    if options.peers is None:
+        result |= asyncio.run(measure(options, console))
+        shown = tables(result)
+    else:
+        result |= asyncio.run(measure_peers(options, console))
+        shown = list(showing.tables(result))
+    for table in shown:
+        console.print(table)
+        console.print()
+    if options.peers is not None:
+        for line in (showing.markdown(result), *showing.said(result)):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if options.json is not None:
+        options.json.write_text(json.dumps(result, indent=2, default=str) + "\n")
+        console.print(f"Wrote {options.json}", highlight=False)
+    if options.peers and result["left_out"]:
+        sys.exit(1)  # It was asked for by name.
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench-serving",
         description=__doc__,
@@ -75,6 +103,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", help="default: cuda when there is one, else cpu")
     parser.add_argument("--dtype", choices=TOLERANCE, default="float32")
     parser.add_argument("--max-batch-tokens", type=int, help="default: that of the example")
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        choices=PEERS,
+        metavar="NAME",
+        help=f"measure it beside other servers, on the CPU, instead: {', '.join(PEERS)}; or all",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="to write all figures to")
     options = parser.parse_args(arguments)
     for name, value in (QUICK if options.quick else FULL)._asdict().items():
@@ -86,16 +121,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         said = str(error).partition("\n")[0]
         parser.error(f"--device {options.device}: torch {torch.__version__} says: {said}")
-
-    console = Console()
-    result = {"machine": machine(options.device), "options": vars(options)}
-    result |= asyncio.run(measure(options, console))
-    for table in tables(result):
-        console.print(table)
-        console.print()
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2, default=str) + "\n")
-        console.print(f"Wrote {options.json}", highlight=False)
+    if options.peers is not None and (options.device, options.dtype) != ("cpu", "float32"):
+        parser.error("--peers is measured with --device cpu --dtype float32")
+    return options
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -119,22 +147,35 @@ def environment(options: argparse.Namespace) -> dict[str, str]:
     return found
 
 
-async def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    cells: list[Cell] = list(itertools.product(texts.LOADS, options.clients))
-    result: dict[str, Any] = {}
-    # It is drawn when a step is done, and not while something is measured.
+@contextmanager
+def steps(console: Console, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar. It is drawn when a step is done, and not while something is measured."""
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    with (
-        Progress(*columns, console=console, auto_refresh=False, transient=True) as progress,
-        tempfile.TemporaryDirectory() as directory,
-    ):
-        task = progress.add_task("", total=len(cells) * (options.rounds + 1) + 2)
+    with Progress(*columns, console=console, auto_refresh=False, transient=True) as progress:
+        task = progress.add_task("", total=total)
 
         def advance(text: str) -> None:
             if not console.is_terminal and progress.tasks[task].description != text:
                 console.print(text, highlight=False)
             progress.update(task, advance=1, description=text, refresh=True)
 
+        yield advance
+
+
+async def measure_peers(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    cells = len(texts.LOADS) * len(options.clients)
+    total = cells * (options.rounds + 1) + len(options.peers or PEERS) + 1
+    with steps(console, total) as advance:
+        return await measuring.measure(options, environment(options), advance)
+
+
+async def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    cells: list[Cell] = list(itertools.product(texts.LOADS, options.clients))
+    result: dict[str, Any] = {}
+    with (
+        steps(console, len(cells) * (options.rounds + 1) + 2) as advance,
+        tempfile.TemporaryDirectory() as directory,
+    ):
         advance("starting")
         async with running(APPLICATIONS, environment(options)) as servers:
             await verify(servers, TOLERANCE[options.dtype])

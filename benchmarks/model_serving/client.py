@@ -72,38 +72,11 @@ class Connection:
         return Answer(int(head[9:12]), body, perf_counter() - start)
 
 
-class Server:
-    """A server, as its client knows it."""
+class Client:
+    """Whatever answers on a port of this machine, as its client knows it."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self._process = process
-        self._asks = asyncio.Lock()
-        self.port = 0
-
-    async def start(self) -> None:
-        """Wait until it serves."""
-        self.port = int(await asyncio.to_thread(self._line))  # the first
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError("a server has ended: what it said is above")
-        return line
-
-    async def memory(self) -> dict[str, int]:
-        """In bytes."""
-
-        def of_gpu() -> Any:
-            assert self._process.stdin is not None
-            print(file=self._process.stdin, flush=True)
-            return json.loads(self._line())
-
-        metrics = await self.ask(request("GET", "/metrics"))
-        resident = re.search(rb"^process_resident_memory_bytes (\S+)", metrics.body, re.MULTILINE)
-        assert resident, metrics
-        async with self._asks:
-            return {"resident": int(float(resident[1])), **await asyncio.to_thread(of_gpu)}
+    def __init__(self, port: int = 0) -> None:
+        self.port = port
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Connection]:
@@ -133,6 +106,44 @@ class Server:
                 answer = await connection.send(data)
                 answer.check()
                 seconds.append(answer.seconds)
+
+
+class Server(Client):
+    """A contestant, in a process of its own."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        super().__init__()
+        self._process = process
+        self._asks = asyncio.Lock()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def start(self) -> None:
+        """Wait until it serves."""
+        self.port = int(await asyncio.to_thread(self._line))  # the first
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("a server has ended: what it said is above")
+        return line
+
+    async def memory(self) -> dict[str, int]:
+        """In bytes."""
+
+        def of_gpu() -> Any:
+            assert self._process.stdin is not None
+            print(file=self._process.stdin, flush=True)
+            return json.loads(self._line())
+
+        metrics = await self.ask(request("GET", "/metrics"))
+        resident = re.search(rb"^process_resident_memory_bytes (\S+)", metrics.body, re.MULTILINE)
+        assert resident, metrics
+        async with self._asks:
+            return {"resident": int(float(resident[1])), **await asyncio.to_thread(of_gpu)}
 
 
 def p50_and_p99(seconds: Sequence[float]) -> tuple[float, float]:

@@ -1,0 +1,140 @@
+"""The example and its peers in turns, each alone, in rounds."""
+
+import asyncio
+import itertools
+import math
+import random
+import statistics
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+from benchmarks.model_serving import texts
+from benchmarks.model_serving.client import Burst
+from .catalogue import PEERS
+from .environments import LeftOut, prepare
+from .processes import cpu_seconds, memory
+from .servers import Contestant, example, running_peer, verify
+
+SEED = 4
+OURS = "this application"
+IDLE_SECONDS = 3
+
+Cell = tuple[str, int]  # texts, clients
+Advance = Callable[[str], None]
+
+
+async def measure(options: Namespace, settings: dict[str, str], advance: Advance) -> dict[str, Any]:
+    """Measure those peers that `options.peers` names, or all; say why the others are left out."""
+    names = options.peers or list(PEERS)
+    about: dict[str, dict[str, Any]] = {OURS: {}}
+    left_out: dict[str, str] = {}
+    async with AsyncExitStack() as stack:
+        advance("starting")
+        contestants = {OURS: await stack.enter_async_context(example(settings))}
+        for name in names:
+            advance(f"preparing {name}")
+            try:
+                contestants[name], about[name] = await start(name, contestants[OURS], stack)
+            except LeftOut as error:
+                left_out[name] = str(error)
+        turns = Turns(contestants, left_out, options)
+        await turns.warm_up(advance)
+        before = {name: cpu_seconds(one.pid) for name, one in contestants.items()}
+        await asyncio.sleep(IDLE_SECONDS)
+        for name, one in contestants.items():
+            about[name]["idle_cpu"] = (cpu_seconds(one.pid) - before[name]) / IDLE_SECONDS
+        await turns.take(advance)
+        for name, one in contestants.items():
+            about[name]["memory"] = memory(one.pid)._asdict()
+    return {"about": about, "left_out": left_out, "rows": turns.rows()}
+
+
+async def start(
+    name: str, example: Contestant, stack: AsyncExitStack
+) -> tuple[Contestant, dict[str, Any]]:
+    """Install, start and verify a peer. What is left out is stopped at once."""
+    peer = PEERS[name]
+    environment = await asyncio.to_thread(prepare, name)
+    async with AsyncExitStack() as own:
+        found = await own.enter_async_context(running_peer(peer, environment))
+        difference = await verify(example, found)
+        stack.push_async_exit(own.pop_all())
+    return found, {
+        "version": environment.packages.get(name) or environment.packages[name.replace("-", "_")],
+        "settings": peer.settings,
+        "set_up_seconds": environment.seconds,
+        "difference": difference,
+        "packages": environment.packages,
+    }
+
+
+class Turns:
+    """The bursts of all contestants. One that fails is left out from there on."""
+
+    def __init__(
+        self, contestants: dict[str, Contestant], left_out: dict[str, str], options: Namespace
+    ) -> None:
+        self.contestants = contestants
+        self.left_out = left_out
+        self.options = options
+        self.cells: list[Cell] = list(itertools.product(texts.LOADS, options.clients))
+        self.counts: dict[Cell, int] = {}
+        self.found: dict[Cell, dict[str, list[Burst]]] = {cell: {} for cell in self.cells}
+
+    async def warm_up(self, advance: Advance) -> None:
+        """It also tells how many requests make a burst: as many as the example answers in time."""
+        for load, clients in self.cells:
+            advance("warming up")
+            count = max(20, 4 * clients)
+            for name in list(self.contestants):
+                await self.burst(name, load, clients, count)
+            warm = await self.burst(OURS, load, clients, count)
+            assert warm is not None
+            wanted = max(count, math.ceil(warm.requests_per_second * self.options.seconds))
+            self.counts[load, clients] = self.options.requests or wanted
+
+    async def take(self, advance: Advance) -> None:
+        order = random.Random(SEED)
+        for _ in range(self.options.rounds):
+            for load, clients in order.sample(self.cells, len(self.cells)):
+                advance("measuring")
+                for name in order.sample(list(self.contestants), len(self.contestants)):
+                    burst = await self.burst(name, load, clients, self.counts[load, clients])
+                    if burst is not None:
+                        self.found[load, clients].setdefault(name, []).append(burst)
+
+    async def burst(self, name: str, load: str, clients: int, count: int) -> Burst | None:
+        one = self.contestants[name]
+        try:
+            return await one.client.burst(one.requests(load, count), clients)
+        except (ExceptionGroup, TimeoutError) as error:
+            if name == OURS:
+                raise
+            cause = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
+            self.left_out[name] = f"{clients} clients, {load} texts: {cause!r}"
+            del self.contestants[name]
+            return None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Medians over the rounds; ratios are within a round."""
+        return [
+            {
+                "texts": load,
+                "clients": clients,
+                "contestant": name,
+                "requests": self.counts[load, clients],
+                **{
+                    field: statistics.median(getattr(burst, field) for burst in bursts)
+                    for field in Burst._fields
+                },
+                "ours_to_it": statistics.median(
+                    own.requests_per_second / burst.requests_per_second
+                    for own, burst in zip(found[OURS], bursts, strict=True)
+                ),
+                "rounds": [burst._asdict() for burst in bursts],
+            }
+            for (load, clients), found in self.found.items()
+            for name, bursts in ((name, found[name]) for name in self.contestants)
+        ]
