@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         console.print(table)
         console.print()
     if options.peers is not None:
-        for line in (showing.markdown(result), *showing.said(result)):
+        for line in showing.said(result):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=2, default=str) + "\n")

@@ -10,7 +10,7 @@ MAX_TOKENS = 256
 
 
 class Embedder:
-    """Embeds a batch in one forward pass, which takes all cores: call it in one thread at a time."""
+    """Embeds a batch in one forward pass, which takes all cores: one thread at a time calls it."""
 
     def __init__(self) -> None:
         directory = os.environ["PEER_MODEL"]

@@ -25,16 +25,22 @@ class Environment(NamedTuple):
     """What it took to make it."""
     packages: dict[str, str]
 
+    def version(self, name: str) -> str:
+        return next(
+            version
+            for package, version in self.packages.items()
+            if package.lower().replace("_", "-") == name
+        )
 
-def prepare(name: str, requirements: Path | None = None, folder: Path = FOLDER) -> Environment:
+
+def prepare(name: str) -> Environment:
     """Make the environment of a peer, unless it is there, from exactly what its file lists.
 
     Raises:
         LeftOut: it can't be made here. The next call tries again.
     """
-    requirements = requirements or REQUIREMENTS / f"{name}.txt"
+    requirements, directory = REQUIREMENTS / f"{name}.txt", FOLDER / name
     listed = requirements.read_text()
-    directory = folder / name
     note = directory / "installed.json"
     stamp = crc32(f"{directory} {platform.python_version()}\n{listed}".encode())
     if note.exists():

@@ -12,8 +12,9 @@ from typing import Any
 
 from benchmarks.model_serving import texts
 from benchmarks.model_serving.client import Burst
-from .catalogue import PEERS
-from .environments import LeftOut, prepare
+
+from .catalogue import PEERS, Peer
+from .environments import Environment, LeftOut, prepare
 from .processes import cpu_seconds, memory
 from .servers import Contestant, example, running_peer, verify
 
@@ -27,16 +28,26 @@ Advance = Callable[[str], None]
 
 async def measure(options: Namespace, settings: dict[str, str], advance: Advance) -> dict[str, Any]:
     """Measure those peers that `options.peers` names, or all; say why the others are left out."""
-    names = options.peers or list(PEERS)
     about: dict[str, dict[str, Any]] = {OURS: {}}
     left_out: dict[str, str] = {}
+    environments: dict[str, Environment] = {}
+    for name in options.peers or PEERS:
+        advance(f"installing {name}, unless it is there")
+        try:
+            environments[name] = prepare(name)
+        except LeftOut as error:
+            left_out[name] = str(error)
+    if not environments:
+        return {"about": {}, "left_out": left_out, "rows": []}
+
     async with AsyncExitStack() as stack:
         advance("starting")
         contestants = {OURS: await stack.enter_async_context(example(settings))}
-        for name in names:
-            advance(f"preparing {name}")
+        for name, environment in environments.items():
             try:
-                contestants[name], about[name] = await start(name, contestants[OURS], stack)
+                contestants[name], about[name] = await start(
+                    PEERS[name], environment, contestants[OURS], stack
+                )
             except LeftOut as error:
                 left_out[name] = str(error)
         turns = Turns(contestants, left_out, options)
@@ -52,17 +63,15 @@ async def measure(options: Namespace, settings: dict[str, str], advance: Advance
 
 
 async def start(
-    name: str, example: Contestant, stack: AsyncExitStack
+    peer: Peer, environment: Environment, example: Contestant, stack: AsyncExitStack
 ) -> tuple[Contestant, dict[str, Any]]:
-    """Install, start and verify a peer. What is left out is stopped at once."""
-    peer = PEERS[name]
-    environment = await asyncio.to_thread(prepare, name)
+    """Start and verify a peer. What is left out is stopped at once."""
     async with AsyncExitStack() as own:
         found = await own.enter_async_context(running_peer(peer, environment))
         difference = await verify(example, found)
         stack.push_async_exit(own.pop_all())
     return found, {
-        "version": environment.packages.get(name) or environment.packages[name.replace("-", "_")],
+        "version": environment.version(peer.name),
         "settings": peer.settings,
         "set_up_seconds": environment.seconds,
         "difference": difference,

@@ -91,13 +91,14 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     with suppress(subprocess.TimeoutExpired):
         process.wait(STOP_SECONDS)
     deadline = monotonic() + 1
-    while (left := [pid for pid in processes if _is_alive(pid)]) and monotonic() < deadline:
+    while (left := [pid for pid in processes if is_alive(pid)]) and monotonic() < deadline:
         sleep(0.05)
     for pid in left:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether it still runs: one that has ended, and nobody has asked how, doesn't."""
     fields = _stat(pid)
     return fields is not None and fields[0] != "Z"

@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.model_serving import texts
 from benchmarks.model_serving.client import Client, Server, WrongAnswer, request, running
 from benchmarks.model_serving.contestants import BATCHED, HOST
+
 from .catalogue import Peer
 from .environments import FOLDER, ROOT, Environment, LeftOut
 from .processes import started
@@ -105,9 +106,10 @@ async def verify(example: Contestant, peer: Contestant) -> float:
         for own, other in zip(await example.vectors(load, VERIFIED), found, strict=True):
             if len(own) != len(other):
                 raise LeftOut(f"not verified: vectors of {len(other)}, not {len(own)}, numbers")
-            most = max(most, *(abs(a - b) for a, b in zip(own, other, strict=True)))
-    if not most <= TOLERANCE:  # also when it is no number
-        raise LeftOut(f"not verified: its vectors differ by {most:g}")
+            for a, b in zip(own, other, strict=True):
+                if not abs(a - b) <= TOLERANCE:  # also where it is no number
+                    raise LeftOut(f"not verified: its vectors differ by {abs(a - b):g}")
+                most = max(most, abs(a - b))
     return most
 
 

@@ -3,18 +3,19 @@
 from collections.abc import Iterator
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.model_serving import swaps, texts
+
 from .measuring import OURS
 
 Rows = list[dict[str, Any]]
 
 
 def tables(result: dict[str, Any]) -> Iterator[Table]:
-    yield speed(result)
-    yield cost(result)
+    if result["rows"]:
+        yield speed(result)
+        yield cost(result)
 
 
 def speed(result: dict[str, Any]) -> Table:
@@ -89,13 +90,8 @@ def named(name: str, result: dict[str, Any]) -> str:
     return f"{name} {version}" if version else name
 
 
-def missing(result: dict[str, Any]) -> list[str]:
-    """A line for each peer that was not measured."""
-    return [f"left out: {name}: {reason}" for name, reason in result["left_out"].items()]
-
-
 def markdown(result: dict[str, Any]) -> str:
-    """The same as the page shows it."""
+    """The same, ready for the page."""
     rows: Rows = result["rows"]
     cells = list(dict.fromkeys((row["texts"], row["clients"]) for row in rows))
     names = list(dict.fromkeys(row["contestant"] for row in rows))
@@ -113,8 +109,8 @@ def markdown(result: dict[str, Any]) -> str:
     memory = {name: costs(result["about"][name])[:4] for name in names}
     lines = table("requests per second", headings, by_cell(rate_and_ratio))
     lines += table("p50 / p99, ms", headings, by_cell(p50_and_p99))
-    lines += table("", [*COST[:4]], memory)
-    return "\n".join(lines + [f"- {line}" for line in missing(result)])
+    lines += table("", list(COST[:4]), memory)
+    return "\n".join(lines)
 
 
 def shown(name: str, result: dict[str, Any]) -> str:
@@ -131,9 +127,12 @@ def p50_and_p99(row: dict[str, Any]) -> str:
 
 
 def said(result: dict[str, Any]) -> Iterator[str]:
-    """How each was set up, for the terminal."""
+    """The tables for the page, how each was set up, and who was not measured, and why."""
+    if result["rows"]:
+        yield markdown(result)
     for name, about in result["about"].items():
         if "settings" in about:
             took = f"installed in {about['set_up_seconds']:.0f} s"
-            yield escape(f"{named(name, result)}: {about['settings']}; {took}")
-    yield from map(escape, missing(result))
+            yield f"{named(name, result)}: {about['settings']}; {took}"
+    for name, reason in result["left_out"].items():
+        yield f"left out: {name}: {reason}"
