@@ -152,12 +152,15 @@ def test_who_answers_otherwise_is_left_out(folder: Path) -> None:
 
 
 def test_nothing_is_left_of_a_server(tmp_path: Path) -> None:
-    child = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.pause()"
+    ready = tmp_path / "ready"
+    os.mkfifo(ready)
+    child = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+    child += f"open({str(ready)!r}, 'w').close(); signal.pause()"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     log = tmp_path / "log"
     with processes.started([sys.executable, "-c", code], dict(os.environ), tmp_path, log) as found:
-        while len(tree := processes.tree(found.pid)) < 2:
-            pass
+        ready.read_bytes()
+        tree = processes.tree(found.pid)
         assert tree[0] == found.pid
         count, resident, proportional = processes.memory(found.pid)
         assert count == 2

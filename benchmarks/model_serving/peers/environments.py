@@ -49,8 +49,8 @@ def prepare(name: str) -> Environment:
             return Environment(directory, made["seconds"], made["packages"])
 
     start = perf_counter()
-    run(sys.executable, "-m", "venv", "--clear", directory)
-    pip = directory / "bin/python", "-m", "pip"
+    run(sys.executable, "-m", "venv", "--clear", "--without-pip", directory)
+    pip = sys.executable, "-m", "pip", "--python", directory
     # torch first and exactly, as in scripts/install.
     for line in listed.splitlines():
         if line.startswith("torch=="):

@@ -90,12 +90,18 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(STOP_SECONDS)
-    deadline = monotonic() + 1
-    while (left := [pid for pid in processes if is_alive(pid)]) and monotonic() < deadline:
-        sleep(0.05)
-    for pid in left:
+    for pid in _left(processes, 1):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    _left(processes, STOP_SECONDS)
+
+
+def _left(processes: list[int], seconds: float) -> list[int]:
+    """Those that still run after some time, in which they may end."""
+    deadline = monotonic() + seconds
+    while (left := [pid for pid in processes if is_alive(pid)]) and monotonic() < deadline:
+        sleep(0.02)
+    return left
 
 
 def is_alive(pid: int) -> bool:
