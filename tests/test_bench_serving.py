@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from fastapi.testclient import TestClient
 
 pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -19,9 +20,16 @@ for package in ("rich", "uvicorn", "uvloop"):
 from benchmarks.model_serving import __main__ as bench  # noqa: E402
 from benchmarks.model_serving import texts  # noqa: E402
 from benchmarks.model_serving.client import Answer, Server, WrongAnswer  # noqa: E402
-from benchmarks.model_serving.contestants import APPLICATIONS  # noqa: E402
+from benchmarks.model_serving.contestants import (  # noqa: E402
+    APPLICATIONS,
+    BATCHED,
+    PLAIN,
+    UNBATCHED,
+)
 from docs_src.model_serving.embedding import get_tokenizer  # noqa: E402
 from docs_src.model_serving.files import ModelChoice, check_model  # noqa: E402
+
+MEASURED = (PLAIN, UNBATCHED, BATCHED)
 
 
 @pytest.mark.server
@@ -30,6 +38,8 @@ def test_everything_is_measured_with_a_few_requests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # The others differ in their application only: they are below, without a process for each.
+    monkeypatch.setattr(bench, "APPLICATIONS", {name: APPLICATIONS[name] for name in MEASURED})
     figures = tmp_path / "figures.json"
     few = shlex.split("--requests 6 --rounds 1 --clients 1 3 --swaps 2 --swap-requests 30")
     bench.main([*few, "--device", "cpu", "--max-batch-tokens", "600", "--json", str(figures)])
@@ -40,7 +50,7 @@ def test_everything_is_measured_with_a_few_requests(
         (load, clients, name)
         for load in ("short", "mixed")
         for clients in (1, 3)
-        for name in APPLICATIONS
+        for name in MEASURED
     ]
     assert {row["requests"] for row in result["rows"]} == {6}
     assert all(row["to_plain"] == 1 for row in result["rows"] if row["contestant"] == "plain")
@@ -55,6 +65,17 @@ def test_everything_is_measured_with_a_few_requests(
         "most during": {"resident"},
         "after": {"resident"},
     }
+
+
+def test_all_contestants_answer_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    answers = []
+    for make in APPLICATIONS.values():
+        with TestClient(make()) as client:
+            answers.append(client.post("/embeddings", json={"texts": ["warm"]}).json())
+    for answer in answers:
+        assert answer["embeddings"][0] == pytest.approx(answers[0]["embeddings"][0], abs=1e-4)
+        assert answer.keys() == answers[0].keys()
 
 
 def test_a_device_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,6 +56,7 @@ asyncio.run(main())
 def peer(code: str, *arguments: str) -> Peer:
     return Peer(
         "of-a-test",
+        "of-a-test",
         "",
         lambda environment, port, model: [sys.executable, "-c", code, str(port), *arguments],
         lambda text: request("POST", "/", {"text": text}),
@@ -139,7 +140,7 @@ def test_who_answers_otherwise_is_left_out(folder: Path) -> None:
                 )
                 for answer in (own, other)
             ]
-            return await servers.verify(*found)
+            return await servers.verify(found[1], await servers.vectors(found[0]))
 
     assert asyncio.run(differ("[1, 0]", "[1, 0.00005]")) == pytest.approx(0.00005)
     for other, said in (

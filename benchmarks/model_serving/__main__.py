@@ -15,6 +15,7 @@ import itertools
 import json
 import math
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -35,7 +36,7 @@ from . import swaps, texts
 from .client import Burst, Server, WrongAnswer, running
 from .contestants import APPLICATIONS, BATCHED, PLAIN, UNBATCHED
 from .peers import measuring, showing
-from .peers.catalogue import PEERS
+from .peers.catalogue import ALL, OTHERS, PEERS
 
 SEED = 4
 
@@ -106,9 +107,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--peers",
         nargs="*",
-        choices=PEERS,
+        choices=ALL,
         metavar="NAME",
-        help=f"measure it beside other servers, on the CPU, instead: {', '.join(PEERS)}; or all",
+        help=f"measure it beside other servers, on the CPU, instead; default: {', '.join(PEERS)};"
+        f" the same set otherwise: {', '.join(peer.name for peer in OTHERS)}",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="to write all figures to")
     options = parser.parse_args(arguments)
@@ -164,7 +166,11 @@ def steps(console: Console, total: int) -> Iterator[Callable[[str], None]]:
 
 async def measure_peers(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     cells = len(texts.LOADS) * len(options.clients)
-    total = cells * (options.rounds + 1) + len(options.peers or PEERS) + 1
+    total = cells * (options.rounds + 1) + 2 * len(options.peers or PEERS) + 1
+    task = asyncio.current_task()
+    assert task is not None
+    # So that no server is left, which nobody would end.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     with steps(console, total) as advance:
         return await measuring.measure(options, environment(options), advance)
 

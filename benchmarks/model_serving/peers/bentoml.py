@@ -1,5 +1,7 @@
 """BentoML: one process, with adaptive batches."""
 
+import os
+
 import bentoml
 import numpy as np
 
@@ -11,6 +13,6 @@ class Embeddings:
     def __init__(self) -> None:
         self.embedder = Embedder()
 
-    @bentoml.api(batchable=True, max_batch_size=32)
+    @bentoml.api(batchable=True, max_batch_size=int(os.environ.get("PEER_MAX_BATCH_SIZE", "32")))
     def embed(self, texts: list[str]) -> np.ndarray:
         return self.embedder.embed(texts)

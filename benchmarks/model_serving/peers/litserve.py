@@ -1,5 +1,6 @@
 """LitServe: a process that answers, and one that makes batches and has the model."""
 
+import os
 import sys
 
 import litserve
@@ -30,9 +31,19 @@ class Embeddings(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    # A batch_timeout of 0 keeps a core busy while nothing is to be done.
-    api = Embeddings(max_batch_size=32, batch_timeout=0.01, api_path="/embeddings")
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1)
+    settings = os.environ.get
+    api = Embeddings(
+        max_batch_size=int(settings("PEER_MAX_BATCH_SIZE", "32")),
+        # With 0, a core is busy while there is nothing to do.
+        batch_timeout=float(settings("PEER_BATCH_TIMEOUT", "0.01")),
+        api_path="/embeddings",
+    )
+    server = litserve.LitServer(
+        api,
+        accelerator="cpu",
+        workers_per_device=int(settings("PEER_WORKERS", "1")),
+        fast_queue="PEER_FAST_QUEUE" in os.environ,
+    )
     server.run(
         host="127.0.0.1",
         port=int(sys.argv[1]),

@@ -13,16 +13,17 @@ from typing import Any
 from benchmarks.model_serving import texts
 from benchmarks.model_serving.client import Burst
 
-from .catalogue import PEERS, Peer
+from .catalogue import ALL, PEERS, Peer
 from .environments import Environment, LeftOut, prepare
 from .processes import cpu_seconds, memory
-from .servers import Contestant, example, running_peer, verify
+from .servers import Contestant, example, running_peer, vectors, verify
 
 SEED = 4
 OURS = "this application"
 IDLE_SECONDS = 3
 
 Cell = tuple[str, int]  # texts, clients
+Vectors = dict[str, list[list[float]]]
 Advance = Callable[[str], None]
 
 
@@ -34,7 +35,7 @@ async def measure(options: Namespace, settings: dict[str, str], advance: Advance
     for name in options.peers or PEERS:
         advance(f"installing {name}, unless it is there")
         try:
-            environments[name] = prepare(name)
+            environments[name] = prepare(ALL[name].distribution)
         except LeftOut as error:
             left_out[name] = str(error)
     if not environments:
@@ -43,10 +44,12 @@ async def measure(options: Namespace, settings: dict[str, str], advance: Advance
     async with AsyncExitStack() as stack:
         advance("starting")
         contestants = {OURS: await stack.enter_async_context(example(settings))}
+        expected = await vectors(contestants[OURS])
         for name, environment in environments.items():
+            advance(f"starting {name}")
             try:
                 contestants[name], about[name] = await start(
-                    PEERS[name], environment, contestants[OURS], stack
+                    ALL[name], environment, expected, stack
                 )
             except LeftOut as error:
                 left_out[name] = str(error)
@@ -63,15 +66,15 @@ async def measure(options: Namespace, settings: dict[str, str], advance: Advance
 
 
 async def start(
-    peer: Peer, environment: Environment, example: Contestant, stack: AsyncExitStack
+    peer: Peer, environment: Environment, expected: Vectors, stack: AsyncExitStack
 ) -> tuple[Contestant, dict[str, Any]]:
     """Start and verify a peer. What is left out is stopped at once."""
     async with AsyncExitStack() as own:
         found = await own.enter_async_context(running_peer(peer, environment))
-        difference = await verify(example, found)
+        difference = await verify(found, expected)
         stack.push_async_exit(own.pop_all())
     return found, {
-        "version": environment.version(peer.name),
+        "version": environment.version(peer.distribution),
         "settings": peer.settings,
         "set_up_seconds": environment.seconds,
         "difference": difference,
@@ -96,7 +99,7 @@ class Turns:
         """It also tells how many requests make a burst: as many as the example answers in time."""
         for load, clients in self.cells:
             advance("warming up")
-            count = max(20, 4 * clients)
+            count = self.options.requests or max(20, 4 * clients)
             for name in list(self.contestants):
                 await self.burst(name, load, clients, count)
             warm = await self.burst(OURS, load, clients, count)

