@@ -171,7 +171,13 @@ def test_nothing_is_left_of_a_server(tmp_path: Path) -> None:
 
 
 def rows(name: str, rate: float, ours_to_it: float) -> list[dict[str, Any]]:
-    burst = {"requests_per_second": rate, "p50": 0.0105, "p99": 0.2, "client_busy": 0.1}
+    burst = {
+        "requests_per_second": rate,
+        "p50": 0.0105,
+        "p99": 0.2,
+        "client_busy": 0.1,
+        "cpu_seconds": 0.003,
+    }
     about: dict[str, Any] = {"contestant": name, "ours_to_it": ours_to_it, **burst}
     return [
         {"texts": load, "clients": clients, **about, "rounds": [burst, burst]}

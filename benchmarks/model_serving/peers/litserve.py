@@ -34,7 +34,6 @@ if __name__ == "__main__":
     settings = os.environ.get
     api = Embeddings(
         max_batch_size=int(settings("PEER_MAX_BATCH_SIZE", "32")),
-        # With 0, a core is busy while there is nothing to do.
         batch_timeout=float(settings("PEER_BATCH_TIMEOUT", "0.01")),
         api_path="/embeddings",
     )

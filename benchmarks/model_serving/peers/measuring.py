@@ -8,14 +8,14 @@ import statistics
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.model_serving import texts
 from benchmarks.model_serving.client import Burst
 
 from .catalogue import ALL, PEERS, Peer
 from .environments import Environment, LeftOut, prepare
-from .processes import cpu_seconds, memory
+from .processes import cpu_seconds, memory, paused
 from .servers import Contestant, example, running_peer, vectors, verify
 
 SEED = 4
@@ -82,6 +82,12 @@ async def start(
     }
 
 
+class Turn(NamedTuple):
+    burst: Burst
+    cpu_seconds: float
+    """Of the server's processes, for a request."""
+
+
 class Turns:
     """The bursts of all contestants. One that fails is left out from there on."""
 
@@ -93,7 +99,7 @@ class Turns:
         self.options = options
         self.cells: list[Cell] = list(itertools.product(texts.LOADS, options.clients))
         self.counts: dict[Cell, int] = {}
-        self.found: dict[Cell, dict[str, list[Burst]]] = {cell: {} for cell in self.cells}
+        self.found: dict[Cell, dict[str, list[Turn]]] = {cell: {} for cell in self.cells}
 
     async def warm_up(self, advance: Advance) -> None:
         """It also tells how many requests make a burst: as many as the example answers in time."""
@@ -104,7 +110,7 @@ class Turns:
                 await self.burst(name, load, clients, count)
             warm = await self.burst(OURS, load, clients, count)
             assert warm is not None
-            wanted = max(count, math.ceil(warm.requests_per_second * self.options.seconds))
+            wanted = max(count, math.ceil(warm.burst.requests_per_second * self.options.seconds))
             self.counts[load, clients] = self.options.requests or wanted
 
     async def take(self, advance: Advance) -> None:
@@ -113,14 +119,19 @@ class Turns:
             for load, clients in order.sample(self.cells, len(self.cells)):
                 advance("measuring")
                 for name in order.sample(list(self.contestants), len(self.contestants)):
-                    burst = await self.burst(name, load, clients, self.counts[load, clients])
-                    if burst is not None:
-                        self.found[load, clients].setdefault(name, []).append(burst)
+                    turn = await self.burst(name, load, clients, self.counts[load, clients])
+                    if turn is not None:
+                        self.found[load, clients].setdefault(name, []).append(turn)
 
-    async def burst(self, name: str, load: str, clients: int, count: int) -> Burst | None:
+    async def burst(self, name: str, load: str, clients: int, count: int) -> Turn | None:
         one = self.contestants[name]
+        others = [other.pid for other in self.contestants.values() if other is not one]
+        requests = one.requests(load, count)
         try:
-            return await one.client.burst(one.requests(load, count), clients)
+            with paused(others):
+                before = cpu_seconds(one.pid)
+                burst = await one.client.burst(requests, clients)
+                return Turn(burst, (cpu_seconds(one.pid) - before) / count)
         except (ExceptionGroup, TimeoutError) as error:
             if name == OURS:
                 raise
@@ -138,15 +149,18 @@ class Turns:
                 "contestant": name,
                 "requests": self.counts[load, clients],
                 **{
-                    field: statistics.median(getattr(burst, field) for burst in bursts)
+                    field: statistics.median(getattr(turn.burst, field) for turn in turns)
                     for field in Burst._fields
                 },
+                "cpu_seconds": statistics.median(turn.cpu_seconds for turn in turns),
                 "ours_to_it": statistics.median(
-                    own.requests_per_second / burst.requests_per_second
-                    for own, burst in zip(found[OURS], bursts, strict=True)
+                    own.burst.requests_per_second / turn.burst.requests_per_second
+                    for own, turn in zip(found[OURS], turns, strict=True)
                 ),
-                "rounds": [burst._asdict() for burst in bursts],
+                "rounds": [
+                    {**turn.burst._asdict(), "cpu_seconds": turn.cpu_seconds} for turn in turns
+                ],
             }
             for (load, clients), found in self.found.items()
-            for name, bursts in ((name, found[name]) for name in self.contestants)
+            for name, turns in ((name, found[name]) for name in self.contestants)
         ]

@@ -32,7 +32,7 @@ def speed(result: dict[str, Any]) -> Table:
     )
     table.add_column("texts,\nclients", no_wrap=True)
     table.add_column("", no_wrap=True)
-    for heading in ("req/s", "least\n- most", "ours ÷\nit", "p50\nms", "p99\nms"):
+    for heading in ("req/s", "least\n- most", "ours ÷\nit", "p50\nms", "p99\nms", "CPU\nms"):
         table.add_column(heading, justify="right", no_wrap=True)
     before = None
     for row in rows:
@@ -48,6 +48,7 @@ def speed(result: dict[str, Any]) -> Table:
             styled(row),
             f"{row['p50'] * 1e3:,.1f}",
             f"{row['p99'] * 1e3:,.1f}",
+            f"{row['cpu_seconds'] * 1e3:,.1f}",
         )
         before = cell
     return table
