@@ -22,13 +22,14 @@ class ServerProcess:
         self,
         command: Sequence[str] = ("-W", "error", "-m", "docs_src.model_serving", "--port", "0"),
         *,
+        cwd: str | Path = ROOT,
         pass_fds: Sequence[int] = (),
         stdin: Any = None,
         **environment: str,
     ) -> None:
         self.process = subprocess.Popen(
             [sys.executable, *command],
-            cwd=ROOT,
+            cwd=cwd,
             # More threads than free cores are slow beyond measure: they wait, busily, for those
             # that don't run.
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},

@@ -20,11 +20,10 @@ import pytest
 
 # isort: split
 # First, for it skips this file where what follows can't be imported.
-from tests.serving import ROOT, ServerProcess
+from tests.serving import ServerProcess
 
 # isort: split
-from docs_src.model_serving.main import app
-from docs_src.model_serving.settings import Settings
+from tests.dockerfile import command as command_of_image
 
 pytestmark = pytest.mark.server
 
@@ -52,7 +51,6 @@ class Server:
         return "--port 0" in self.command
 
 
-DEPLOY = ROOT / "docs_src/deploy"
 MODULE = "docs_src.model_serving.main:app"
 UVICORN = "uvicorn --log-config docs_src/deploy/logging.json --fd {fd}"
 GUNICORN = "gunicorn --config docs_src/deploy/gunicorn_conf.py --bind fd://{fd}"
@@ -245,24 +243,10 @@ def test_during_the_shutdown_delay_it_serves_though_it_is_not_ready(life: Life) 
 # What the page shows
 
 
-def container() -> dict[str, Any]:
-    yaml = pytest.importorskip("yaml")
-    deployment = yaml.safe_load((DEPLOY / "kubernetes.yaml").read_text())
-    pod = deployment["spec"]["template"]["spec"]
-    return {**pod["containers"][0], "grace": pod["terminationGracePeriodSeconds"]}
-
-
-def kubernetes_command() -> str:
-    of_container = container()
-    python, _m, *command = of_container["command"]
-    assert python == "python"
-    return shlex.join([*command, *of_container["args"]])
-
-
 @pytest.mark.parametrize(
     ("command", "exit_codes"),
     [
-        pytest.param(None, {3}, id="uvicorn of the container"),
+        pytest.param(shlex.join(command_of_image()[2:]), {3}, id="uvicorn of the image"),
         # Its main process says that all is well.
         pytest.param(f"{UVICORN} --workers 2 {MODULE}", {0}, id="uvicorn 2"),
         # 1 when it hears of the second failure while it handles the first.
@@ -270,28 +254,10 @@ def kubernetes_command() -> str:
     ],
 )
 def test_a_failed_startup_says_why_and_exits(
-    command: str | None, exit_codes: set[int], tmp_path: Path
+    command: str, exit_codes: set[int], tmp_path: Path
 ) -> None:
     directory = str(tmp_path / "typo")
-    with Process(
-        command or kubernetes_command(), tmp_path, MODEL_SERVING_MODEL_DIR=directory
-    ) as process:
+    with Process(command, tmp_path, MODEL_SERVING_MODEL_DIR=directory) as process:
         assert process.wait() in exit_codes
     assert "but there is no such directory." in process.output
     assert LOADED not in process.output
-
-
-def test_the_container_asks_for_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    of_container = container()
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        path = of_container[probe]["httpGet"]["path"]
-        assert path in [getattr(route, "path", None) for route in app.routes]
-        assert of_container[probe]["httpGet"]["port"] == of_container["ports"][0]["name"]
-    assert f"--port={of_container['ports'][0]['containerPort']}" in of_container["args"]
-
-    for variable in of_container["env"]:
-        name = variable["name"].removeprefix("MODEL_SERVING_")
-        assert name == variable["name"] or name.lower() in Settings.model_fields
-        monkeypatch.setenv(variable["name"], variable["value"])
-    (graceful,) = re.findall(r"--timeout-graceful-shutdown=(\d+)", " ".join(of_container["args"]))
-    assert of_container["grace"] > Settings().shutdown_delay + int(graceful)
