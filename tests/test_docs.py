@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -72,6 +71,7 @@ TESTED_ELSEWHERE = (
     "docs_src/command_line/",
     "docs_src/grpc/",
     "docs_src/health/",
+    "docs_src/moving/",
     "docs_src/seeing/",
     "docs_src/testing/",
     "docs_src/workers/",
@@ -125,7 +125,6 @@ def test_every_file_is_shown_and_run() -> None:
     loaded = re.findall(r'load\("([\w/]+)"\)', Path(__file__).read_text())
     run = {f"docs_src/{name}.py" for name in loaded}
     run |= {f"docs_src/errors/{name}.py" for name in ERRORS}
-    run.add("docs_src/from_fastapi_injectable/before.py")  # scripts/fastapi-injectable
     code = {file for file in files if file.endswith(".py")}
     run |= {file for file in code if file.startswith(TESTED_ELSEWHERE)}
     assert code == run
@@ -627,66 +626,6 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
     example.show_user(4)
     assert capsys.readouterr().out.splitlines() == [user.format(4)]
     assert str(inspect.signature(example.show_user)) == "(user_id: int) -> None"
-
-
-async def test_after_fastapi_injectable(anyio_backend: str) -> None:
-    example = load("from_fastapi_injectable/after")
-    users = [f"user {number} of postgresql://localhost/shop" for number in (1, 2)]
-    assert await example.work([1, 2]) == users
-    one = ["begin", "commit"]
-    assert example.log == ["open the pool", *one, *one, "close the pool"]
-    example.container.dependency_overrides[example.get_pool] = lambda: example_pool("fake")
-    assert await example.work([1]) == ["user 1 of fake"]
-
-
-def test_command_after_fastapi_injectable(capsys: pytest.CaptureFixture[str]) -> None:
-    example = load("from_fastapi_injectable/after")
-    example.show_url()
-    assert capsys.readouterr().out == "postgresql://localhost/shop\n"
-    assert example.log == ["open the pool", "begin", "commit", "close the pool"]
-    with example.container.sync() as running, running.enter(example.get_transaction) as entered:
-        assert entered is running[example.get_pool]
-        assert example.log[4:] == ["open the pool", "begin"]
-    assert example.log[6:] == ["commit", "close the pool"]
-
-
-async def test_errors_after_fastapi_injectable(anyio_backend: str) -> None:
-    example = load("from_fastapi_injectable/after")
-
-    async def get_swallowing(
-        transaction: Annotated[Any, Depends(example.get_transaction)],
-    ) -> AsyncIterator[None]:
-        with suppress(KeyError):
-            yield
-
-    async def fails(swallowing: Annotated[None, Depends(get_swallowing)]) -> None:
-        raise KeyError
-
-    async with example.container:
-        with pytest.raises(KeyError):
-            await example.container.call(fails)
-        assert example.log == ["open the pool", "begin", "roll back"]
-        await example.handle(1)
-    assert example.log[-1] == "close the pool"
-    with pytest.raises(LifespanNotRunning):
-        await example.handle(1)
-
-
-def test_what_belongs_to_a_request_is_refused_after_fastapi_injectable() -> None:
-    example = load("from_fastapi_injectable/after")
-
-    def get_tenant(tenant: Annotated[str, fastapi.Header()] = "none") -> str:
-        return tenant
-
-    def get_tasks(tasks: BackgroundTasks) -> BackgroundTasks:
-        return tasks
-
-    for provider in (get_tenant, get_tasks):
-
-        async def handle(value: Annotated[Any, Depends(provider)]) -> None: ...
-
-        with pytest.raises(DependencyScopeError):
-            example.container.inject(handle)
 
 
 async def test_consumer(anyio_backend: str) -> None:

@@ -1,4 +1,4 @@
-"""What the page "From fastapi-injectable" says of that library. scripts/fastapi-injectable runs it.
+"""What the page on fastapi-injectable says of that library.
 
 Its plugin for pytest empties its caches around each test.
 """
@@ -25,7 +25,7 @@ from fastapi_injectable import (
 from packaging.version import Version
 
 from docs_src.database import Pool
-from docs_src.from_fastapi_injectable import before
+from docs_src.moving.fastapi_injectable import before
 
 ONE = ["open the pool", "begin", "commit", "close the pool"]
 

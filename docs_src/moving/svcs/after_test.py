@@ -1,0 +1,14 @@
+from fastapi.testclient import TestClient
+
+from docs_src.moving.shop import Pool
+
+from .after import app, get_pool
+
+
+def test_read_user() -> None:
+    app.dependency_overrides[get_pool] = lambda: Pool("postgresql://localhost/test")
+    try:
+        with TestClient(app) as client:
+            assert client.get("/users/1").json() == "user 1 of postgresql://localhost/test"
+    finally:
+        app.dependency_overrides.clear()
