@@ -42,7 +42,7 @@ from tests.moving import (
 
 EXAMPLES = [
     *(f"{name}.{when}" for name in OF_FASTAPI for when in ("before", "after")),
-    *(f"{name}.after" for name in OF_LIBRARIES),
+    *(f"{name}.after" for name in (*OF_LIBRARIES, "fastapi_injectable")),
 ]
 
 hooks_are_deprecated = pytest.mark.filterwarnings(
@@ -247,6 +247,44 @@ async def test_gradual_with_a_refresh(anyio_backend: str) -> None:
         await (await app.lifespan_container.refresh(example.get_pool)).wait()
         assert not old.is_open
         assert app.state.pool.is_open
+
+
+async def test_gradual_with_a_refresh_under_a_request(anyio_backend: str) -> None:
+    example = load("gradual.main")
+    app: FastAPI = example.app
+    has_begun, may_end = anyio.Event(), anyio.Event()
+    answers = []
+
+    @app.get("/long")
+    async def read_long(request: Request) -> bool:
+        pool = request.app.state.pool
+        has_begun.set()
+        await may_end.wait()
+        return bool(pool.is_open)
+
+    async def ask() -> None:
+        answers.append((await client.get("/long")).json())
+
+    with anyio.fail_after(PATIENCE):
+        async with running(app) as client, anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            await has_begun.wait()
+            draining = await example.app.lifespan_container.refresh(example.get_pool)
+            may_end.set()
+            await draining.wait()
+    assert answers == [True]
+
+
+async def test_gradual_with_a_lifespan_function_and_a_refresh(anyio_backend: str) -> None:
+    app = load("gradual.lifespan").app
+    get_pool = importlib.import_module("docs_src.moving.gradual.main").get_pool
+    async with running(app):
+        first = app.state.pool
+        await app.lifespan_container.refresh(get_pool)
+        await anyio.wait_all_tasks_blocked()
+        assert app.lifespan_container[get_pool] is not first
+        assert app.state.pool is first
+        assert first.is_open
 
 
 async def test_gradual_with_a_refresh_that_fails(anyio_backend: str) -> None:

@@ -16,7 +16,7 @@ def test_same_requests(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [f"{name}.{when}" for name in OF_LIBRARIES for when in ("before", "after")]
+    "name", [f"{library}.{when}" for library, when in MOMENTS if when != "during"]
 )
 def test_tests_that_are_shown(name: str) -> None:
     check_test(name)

@@ -99,3 +99,12 @@ def test_a_resource_that_is_closed_after_each_call_is_shared_by_calls_at_the_sam
 
 def test_configuration_comes_from_files_and_the_environment() -> None:
     assert {"from_yaml", "from_ini", "from_env"} <= set(dir(providers.Configuration))
+
+
+def test_during_the_move_an_override_reaches_both() -> None:
+    example = load("dependency_injector.during")
+    settings = shop().Settings()
+    settings.url = TEST_URL
+    with example.container.settings.override(settings), TestClient(example.app) as client:
+        assert client.get("/database").json() == TEST_URL
+        assert client.get("/users/1").json() == f"user 1 of {TEST_URL}"

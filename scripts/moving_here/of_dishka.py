@@ -1,5 +1,7 @@
 """What the page on dishka says of that library. scripts/moving runs it."""
 
+from importlib import import_module
+
 import pytest
 from dishka import Provider, Scope, make_async_container, provide
 from dishka.exceptions import GraphMissingFactoryError
@@ -7,7 +9,7 @@ from dishka.integrations.fastapi import FastapiProvider
 from fastapi import HTTPException, Request
 from fastapi.testclient import TestClient
 
-from tests.moving import failing, load, log, with_failing_commit
+from tests.moving import TEST_URL, failing, load, log, with_failing_commit
 
 
 def test_it_starts_at_the_first_request() -> None:
@@ -54,3 +56,12 @@ def test_a_scope_ends_after_the_response() -> None:
 def test_there_are_scopes_within_a_request() -> None:
     names = [scope.name for scope in Scope]
     assert names == ["RUNTIME", "APP", "SESSION", "REQUEST", "ACTION", "STEP"]
+
+
+def test_during_the_move_another_container_reaches_both() -> None:
+    provider = load("dishka.before_test").TestProvider()
+    example = import_module("docs_src.moving.dishka.during")
+    example.app.state.dishka_container = make_async_container(example.ShopProvider(), provider)
+    with TestClient(example.app) as client:
+        assert client.get("/database").json() == TEST_URL
+        assert client.get("/users/1").json() == f"user 1 of {TEST_URL}"

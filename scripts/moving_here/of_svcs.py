@@ -8,7 +8,7 @@ import svcs
 from fastapi import HTTPException
 from fastapi.testclient import TestClient
 
-from tests.moving import failing, load, log, shop, with_failing_commit
+from tests.moving import TEST_URL, failing, load, log, shop, with_failing_commit
 
 
 def test_values_are_there_before_the_first_request() -> None:
@@ -56,6 +56,14 @@ def test_a_value_that_is_registered_while_serving_holds_for_the_next_request() -
         assert "close the pool" not in log()
 
 
+def test_each_start_makes_its_own() -> None:
+    app = load("svcs.before").app
+    for _ in range(2):
+        with TestClient(app) as client:
+            client.get("/users/1")
+    assert log() == ["open the pool", "begin", "commit", "close the pool"] * 2
+
+
 def test_nothing_is_served_without_a_start() -> None:
     client = TestClient(load("svcs.before").app, raise_server_exceptions=False)
     assert client.get("/users/1").status_code == 500
@@ -86,3 +94,11 @@ def test_a_service_may_have_a_ping() -> None:
         for ping in container.get_pings():
             ping.ping()
     assert pinged == [1]
+
+
+def test_during_the_move_an_override_reaches_both() -> None:
+    example = load("svcs.during")
+    example.app.dependency_overrides[example.get_pool] = lambda: shop().Pool(TEST_URL)
+    with TestClient(example.app) as client:
+        assert client.get("/database").json() == TEST_URL
+        assert client.get("/users/1").json() == f"user 1 of {TEST_URL}"

@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 from wireup import create_async_container, create_sync_container, injectable
 from wireup.errors import WireupError
 
-from tests.moving import URL, failing, load, log, with_failing_commit
+from tests.moving import TEST_URL, URL, failing, load, log, shop, with_failing_commit
 
 
 def test_it_starts_at_the_first_request() -> None:
@@ -95,3 +95,11 @@ def test_a_transient_is_made_each_time_and_qualifiers_tell_two_of_a_type_apart()
 
 def test_a_scope_ends_before_the_response() -> None:
     assert with_failing_commit("wireup.before") == with_failing_commit("wireup.after") == 500
+
+
+def test_during_the_move_an_override_reaches_both() -> None:
+    example = load("wireup.during")
+    pool = shop().Pool(TEST_URL)
+    with example.container.override({shop().Pool: pool}), TestClient(example.app) as client:
+        assert client.get("/database").json() == TEST_URL
+        assert client.get("/users/1").json() == f"user 1 of {TEST_URL}"

@@ -31,4 +31,5 @@ async def read_user(user_id: int, users: Injected[Users]) -> str:
 
 
 injectables = [get_wired_pool, get_session, get_users]
-setup(create_async_container(config=config, injectables=injectables), app)
+container = create_async_container(config=config, injectables=injectables)
+setup(container, app)
