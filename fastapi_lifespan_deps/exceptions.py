@@ -37,6 +37,8 @@ class InvalidDependencyScope(LifespanDependencyError):
     Raised by the `Depends(...)` call itself. `scope` is what it was given.
     """
 
+    scope: object
+
     def __init__(self, scope: object) -> None:
         self.scope = scope
         meant = get_close_matches(str(scope).lower(), ("function", "request", "lifespan"), 1)
@@ -55,6 +57,8 @@ class InvalidLifespanDependency(LifespanDependencyError):
     `dependency` is what was given.
     """
 
+    dependency: object
+
     def __init__(
         self, dependency: object, problem: str, advice: str, *, asked: str | None = None
     ) -> None:
@@ -71,6 +75,10 @@ class DependencyScopeError(LifespanDependencyError, fastapi_exceptions.Dependenc
     `provider` is the lifespan dependency, `parameter` the name of its parameter, `path` the steps
     from the route to it.
     """
+
+    provider: Callable[..., Any]
+    parameter: str
+    path: tuple[Step, ...]
 
     def __init__(
         self,
@@ -102,6 +110,8 @@ class DependencyCycleError(LifespanDependencyError):
     the same one again.
     """
 
+    path: tuple[Step, ...]
+
     def __init__(self, path: Sequence[Step]) -> None:
         self.path = tuple(path)
         super().__init__(
@@ -119,6 +129,8 @@ class UninitializedLifespanDependency(LifespanDependencyError):
     dependency.
     """
 
+    provider: Callable[..., Any]
+
     def __init__(self, provider: Callable[..., Any], problem: str, advice: str) -> None:
         self.provider = provider
         # not `super()`: from Python 3.14, that is HTTPException in the class below
@@ -133,6 +145,8 @@ class UnavailableLifespanDependency(UninitializedLifespanDependency, HTTPExcepti
     until another one succeeds. FastAPI answers 503 with `Retry-After`; a WebSocket is closed with
     code 1013. `provider` is the dependency, `retry_after` the seconds that the client is told.
     """
+
+    retry_after: int
 
     def __init__(
         self, provider: Callable[..., Any], problem: str, advice: str, retry_after: int
@@ -153,6 +167,10 @@ class LifespanTimeout(LifespanDependencyError, TimeoutError):
 
     Or a worker's handler took longer than `call_timeout`: then `provider` is the handler.
     """
+
+    provider: Callable[..., Any]
+    seconds: float
+    path: tuple[Step, ...]
 
     def __init__(
         self,
@@ -180,6 +198,8 @@ class RefreshError(LifespanDependencyError):
     Raised by `LifespanContainer.refresh` before anything is touched, or when the application
     stops meanwhile; and by `Draining.wait`. `provider` is the dependency.
     """
+
+    provider: Callable[..., Any]
 
     def __init__(
         self,

@@ -483,7 +483,7 @@ async def test_a_check_that_hangs_lets_its_value_go_though_nobody_waits_for_it(
             scope.cancel()
         draining = await app.lifespan_container.refresh(get_thing)
         if not leaves:
-            assert draining.left
+            assert draining._left
             health.gate.open()
         await draining.wait()
 

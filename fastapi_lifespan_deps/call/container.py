@@ -72,6 +72,8 @@ class LifespanContainer(View):
         ```
     """
 
+    dependency_overrides: dict[Callable[..., Any], Callable[..., Any]]
+
     def __init__(
         self,
         *providers: Any,
@@ -82,9 +84,7 @@ class LifespanContainer(View):
         slow_after: float | timedelta | None = 10.0,
     ) -> None:
         self._options = RunOptions().changed(lifespan_start, on_lifespan_event, slow_after)
-        self.dependency_overrides: dict[Callable[..., Any], Callable[..., Any]] = {
-            **(overrides or {})
-        }
+        self.dependency_overrides = {**(overrides or {})}
         self._application: FastAPI | None = None
         self._with_routes = False
         self._providers = [_declared(one) for one in providers]

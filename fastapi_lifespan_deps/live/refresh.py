@@ -201,18 +201,18 @@ class Refresher:
         """Refuse to let anybody wait for his own end, or for that of the application."""
         self._live.supervisor.tasks.check_loop()
         asker = Asker(self._live)
-        asker.check_waiting(draining.provider, draining.left, is_bounded=draining.is_bounded)
+        asker.check_waiting(draining._provider, draining._left, is_bounded=draining._is_bounded)
 
     async def _drain_within(self, draining: "Draining", seconds: float | None) -> None:
         """Wait until the old instances have ended; when the time is up, stop them."""
         with anyio.move_on_after(seconds):
-            return await draining.ended()
+            return await draining._ended()
         left, holders = self._left(draining)
         if holders:  # else it is stopping, and takes its time
             error = TimeoutError(f"still used by {labels(holders)}")
             self._events.tell("drain_timed_out", draining.provider, seconds=seconds, error=error)
         self._live.supervisor.retire(left)
-        await draining.ended()
+        await draining._ended()
 
     def say_who_is_waited_for(self, draining: "Draining") -> None:
         _, holders = self._left(draining)
@@ -221,7 +221,7 @@ class Refresher:
         self._events.tell("drain_slow", draining.provider, seconds=PATIENCE, error=error)
 
     def _left(self, draining: "Draining") -> tuple[list[Instance], list[Pin]]:
-        left = self._live.supervisor.on_top_of(draining.left)
+        left = self._live.supervisor.on_top_of(draining._left)
         return left, self._live.holders(left)
 
     def _keep_refreshing(self, event: LifespanEvent) -> None:
@@ -259,13 +259,13 @@ class Draining:
     def __init__(
         self, refresher: Refresher, provider: Provider, old: list[Instance], is_bounded: bool
     ) -> None:
-        self.provider = provider
-        self.is_bounded = is_bounded  # by a time limit
+        self._provider = provider
+        self._is_bounded = is_bounded  # by a time limit
         self._refresher = refresher
         self._old = old
 
     @property
-    def left(self) -> list[Instance]:
+    def _left(self) -> list[Instance]:
         return [instance for instance in self._old if not instance.ended.is_set()]
 
     async def wait(self) -> None:
@@ -280,9 +280,9 @@ class Draining:
             LifespanNotRunning: this is another event loop than that of the application.
         """
         self._refresher.check_waiting(self)
-        await self.ended()
+        await self._ended()
 
-    async def ended(self) -> None:
+    async def _ended(self) -> None:
         """Wait; and if that takes long, say for whom: maybe for whoever waits himself."""
         with anyio.move_on_after(PATIENCE):
             return await self._all_ended()

@@ -1,0 +1,30 @@
+// Draws Mermaid diagrams without a request to anybody else. The theme would fetch Mermaid from
+// elsewhere if there were none. This one stands in for it, and loads the real one, which
+// scripts/docs.py has put beside this file, when a page has a diagram.
+(() => {
+  const file = new URL("mermaid.min.js", document.currentScript.src);
+  let settings;
+  let loaded;
+
+  const load = () =>
+    new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      script.src = file;
+      script.onload = () => {
+        window.mermaid.initialize(settings);
+        resolve(window.mermaid);
+      };
+      script.onerror = () => reject(new Error(`Diagrams stay text: there is no ${file}`));
+      document.head.append(script);
+    });
+
+  window.mermaid = {
+    initialize: (given) => {
+      settings = given;
+    },
+    render: async (...diagram) => {
+      loaded ??= load();
+      return (await loaded).render(...diagram);
+    },
+  };
+})();
