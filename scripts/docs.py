@@ -21,7 +21,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MERMAID = "mermaid@12.3.0"  # of the major version that zensical's theme asks for
 # `npm view mermaid@VERSION dist.integrity`
-INTEGRITY = "4113TdXeLAsMruJ79OpFL5O8+LTFXhQqZ260rF3tgUmiNAtRm4Uume04I+65PRN6yZ69J4f8rVYWW8zRk65UYw=="
+INTEGRITY = (
+    "4113TdXeLAsMruJ79OpFL5O8+LTFXhQqZ260rF3tgUmiNAtRm4Uume04I+65PRN6yZ69J4f8rVYWW8zRk65UYw=="
+)
 SCRIPT = ROOT / "docs/javascripts/mermaid.min.js"  # ignored by git
 STAMP = SCRIPT.with_suffix(".txt")
 NPM_TIMEOUT = 180
@@ -50,7 +52,7 @@ def pack(directory: Path) -> Path:
     """Let npm download the package."""
     try:
         result = subprocess.run(
-            [*npm(), "pack", MERMAID, "--silent", "--pack-destination", str(directory)],
+            [*npm(), "pack", MERMAID, "--loglevel=error", "--pack-destination", str(directory)],
             cwd=directory,
             capture_output=True,
             text=True,
@@ -82,7 +84,9 @@ def main(arguments: list[str]) -> int:
         try:
             fetch()
         except RuntimeError as error:
-            print(f"docs.py: Diagrams stay text, for {MERMAID} can't be had: {error}", file=sys.stderr)
+            print(
+                f"docs.py: Diagrams stay text, for {MERMAID} can't be had: {error}", file=sys.stderr
+            )
             if os.environ.get("CI"):
                 return 1
     command = arguments or ["build", "--strict", "--clean"]

@@ -35,14 +35,12 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 from trio.testing import MockClock
 
-import fastapi_lifespan_deps
 from fastapi_lifespan_deps import (
     DependencyCycleError,
     DependencyScopeError,
     Depends,
     InvalidDependencyScope,
     InvalidLifespanDependency,
-    LifespanContainer,
     LifespanDependencyError,
     LifespanEvent,
     LifespanFastAPI,
@@ -113,7 +111,7 @@ def test_every_file_is_shown_and_run() -> None:
     files = {
         str(file.relative_to(ROOT))
         for file in (ROOT / "docs_src").rglob("*")
-        if file.suffix in (".py", ".txt", ".toml", ".yaml") and file.name != "__init__.py"
+        if file.suffix in (".md", ".py", ".txt", ".toml", ".yaml") and file.name != "__init__.py"
     }
     # Not all of it is shown; tests/test_model_serving*.py and tests/test_ray_serve.py run it.
     files = {file for file in files if not file.startswith(MODEL_SERVING)}

@@ -165,7 +165,7 @@ def test_fastapi_runs_it_for_every_request() -> None:
 
     @app.get("/")
     async def read_root(
-        pool: Annotated[int, fastapi.Depends(get_pool, scope="lifespan")],  # type: ignore[arg-type]
+        pool: Annotated[int, fastapi.Depends(get_pool, scope="lifespan")],
     ) -> int:
         return pool
 

@@ -60,7 +60,9 @@ def test_every_block_of_code_has_a_file() -> None:
 
 def test_what_is_installed_is_what_is_imported() -> None:
     pasted = "\n".join(FILES.values())
-    installed = {one for line in COMMANDS if line.startswith("pip install ") for one in line.split()[2:]}
+    installed = {
+        one for line in COMMANDS if line.startswith("pip install ") for one in line.split()[2:]
+    }
     assert installed == {"uvicorn", "pydantic-settings"}
     imported = set(re.findall(r"^(?:from|import) (\w+)", pasted, re.MULTILINE))
     assert imported - {*sys.stdlib_module_names} == {

@@ -14,10 +14,10 @@ import pytest
 
 pytest.importorskip("playwright")
 
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from docs_src.model_serving.page import PAGE
-from tests.services import program
+from tests.browsing import chromium
 from tests.serving import BUNDLED, ServerProcess, save_second_version
 
 pytestmark = pytest.mark.server
@@ -50,13 +50,7 @@ def url(server: ServerProcess) -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    chromium = program("chromium", "chromium-browser", "google-chrome")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    with (
-        sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=chromium, args=flags) as browser,
-    ):
+    with chromium() as browser:
         yield browser
 
 

@@ -57,9 +57,9 @@ def called(name: str) -> Iterator[Callable[..., Any]]:
 def parameters(name: str) -> set[str]:
     """The names of the parameters, but for those that are passed on or only have a position."""
     passed_on = ("self", "cls", "args", "kwargs")
-    return {
-        one for call in called(name) for one in inspect.signature(call).parameters
-    }.difference(passed_on)
+    return {one for call in called(name) for one in inspect.signature(call).parameters}.difference(
+        passed_on
+    )
 
 
 def attributes(name: str) -> set[str]:
@@ -78,7 +78,9 @@ CLASSES = [name for name in NAMES if isinstance(getattr(fastapi_lifespan_deps, n
 ERRORS = [
     name
     for name in CLASSES
-    if issubclass(getattr(fastapi_lifespan_deps, name), fastapi_lifespan_deps.LifespanDependencyError)
+    if issubclass(
+        getattr(fastapi_lifespan_deps, name), fastapi_lifespan_deps.LifespanDependencyError
+    )
 ]
 
 
@@ -107,7 +109,7 @@ def test_every_parameter_attribute_and_method_is_told_of(name: str) -> None:
 def test_tables_have_what_there_is(name: str) -> None:
     """Whatever a row is about is a parameter, or an attribute."""
     for kind, known in (("argument", parameters(name)), ("attribute", attributes(name))):
-        for table in re.findall(rf"^\| {kind} \|.*?(?:\n\n|\Z)", section(name), re.M | re.S):
+        for table in re.findall(rf"^\| {kind} \|.*\n(?:\|.*\n?)*", section(name), re.MULTILINE):
             for row in table.splitlines()[2:]:
                 first = row.split(" | ")[0]
                 for told in re.findall(r"`\*{0,2}(\w+)`", first):

@@ -210,7 +210,7 @@ class Refresher:
         left, holders = self._left(draining)
         if holders:  # else it is stopping, and takes its time
             error = TimeoutError(f"still used by {labels(holders)}")
-            self._events.tell("drain_timed_out", draining.provider, seconds=seconds, error=error)
+            self._events.tell("drain_timed_out", draining._provider, seconds=seconds, error=error)
         self._live.supervisor.retire(left)
         await draining._ended()
 
@@ -218,7 +218,7 @@ class Refresher:
         _, holders = self._left(draining)
         users = labels(holders) or "nobody, and takes its time to stop"
         error = TimeoutError(f"it is used by {users}")
-        self._events.tell("drain_slow", draining.provider, seconds=PATIENCE, error=error)
+        self._events.tell("drain_slow", draining._provider, seconds=PATIENCE, error=error)
 
     def _left(self, draining: "Draining") -> tuple[list[Instance], list[Pin]]:
         left = self._live.supervisor.on_top_of(draining._left)
