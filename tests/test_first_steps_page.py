@@ -1,4 +1,4 @@
-"""docs/tutorial/first-steps.md works if each block is pasted, and each command run, as it stands."""
+"""docs/tutorial/first-steps.md works if what it shows is pasted and run as it stands."""
 
 import re
 import shutil
