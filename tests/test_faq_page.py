@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import fastapi
 import pytest
-from fastapi import FastAPI, WebSocket
+from fastapi import FastAPI, WebSocket, params
 from fastapi.testclient import TestClient
 
 from fastapi_lifespan_deps import Depends, LifespanContainer, LifespanFastAPI, get_container
@@ -152,11 +152,12 @@ def test_fastapi_passes_the_declaration_to_a_hook() -> None:
 
     with TestClient(FastAPI(on_startup=[look])):
         [settings] = given
-        assert isinstance(settings, fastapi.params.Depends)
+        assert isinstance(settings, params.Depends)
 
 
 def test_fastapi_runs_it_for_every_request() -> None:
     calls: list[int] = []
+    stock: Any = fastapi.Depends
     app = FastAPI()
 
     def get_pool() -> int:
@@ -165,7 +166,7 @@ def test_fastapi_runs_it_for_every_request() -> None:
 
     @app.get("/")
     async def read_root(
-        pool: Annotated[int, fastapi.Depends(get_pool, scope="lifespan")],
+        pool: Annotated[int, stock(get_pool, scope="lifespan")],
     ) -> int:
         return pool
 
@@ -194,15 +195,15 @@ def test_a_lifetime() -> None:
         log.append(f"{name} down")
         stopped.set()
 
-    ModelDep = Annotated[str, Depends(get_model, scope="lifespan")]
+    a_model = Depends(get_model, scope="lifespan")
     app = LifespanFastAPI()
 
     @app.get("/")
-    async def read_root(model: ModelDep) -> str:
+    async def read_root(model: Annotated[str, a_model]) -> str:
         return model
 
     @app.websocket("/")
-    async def talk(socket: WebSocket, model: ModelDep) -> None:
+    async def talk(socket: WebSocket, model: Annotated[str, a_model]) -> None:
         await socket.accept()
         async for _ in socket.iter_text():
             await socket.send_text(model)
