@@ -24,7 +24,13 @@
     },
     render: async (...diagram) => {
       loaded ??= load();
-      return (await loaded).render(...diagram);
+      const drawn = await (await loaded).render(...diagram);
+      // Text can be read at half its size. Below that, the diagram is scrolled.
+      const svg = drawn.svg.replace(
+        /max-width: ([\d.]+)px;/,
+        (whole, width) => `${whole} min-width: ${0.5 * width}px;`,
+      );
+      return { ...drawn, svg };
     },
   };
 })();
