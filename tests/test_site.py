@@ -98,8 +98,8 @@ def looking(browser: Browser, url: str, scheme: Scheme, width: int) -> Iterator[
 
 def address(page: Path) -> str:
     """Where a page is on the site."""
-    place = page.with_suffix("").as_posix()
-    return "/" if place == "index" else f"/{place}/"
+    place = page.parent if page.stem == "index" else page.with_suffix("")
+    return "/" if place == Path() else f"/{place.as_posix()}/"
 
 
 def diagrams(page: Path) -> int:
@@ -128,6 +128,9 @@ def test_pages(path: Path, browser: Browser, url: str, is_thorough: bool) -> Non
             for one in drawn.all():
                 expect(one.locator("g.node").first).to_be_visible()
             assert not has_horizontal_scroll(page)
+            if scheme == "light":  # there is room for it
+                for one in page.locator("div.mermaid").all():
+                    assert one.evaluate("host => host.scrollWidth <= host.clientWidth")
 
 
 def test_the_colours_follow_the_reader(browser: Browser, url: str) -> None:

@@ -25,10 +25,10 @@
     render: async (...diagram) => {
       loaded ??= load();
       const drawn = await (await loaded).render(...diagram);
-      // Text can be read at half its size. Below that, the diagram is scrolled.
+      // Text can be read at a little less than half its size. Below that, the diagram is scrolled.
       const svg = drawn.svg.replace(
         /max-width: ([\d.]+)px;/,
-        (whole, width) => `${whole} min-width: ${0.5 * width}px;`,
+        (whole, width) => `${whole} min-width: ${0.45 * width}px;`,
       );
       return { ...drawn, svg };
     },
