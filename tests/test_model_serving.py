@@ -6,6 +6,7 @@ import http.client
 import json
 import shutil
 import signal
+import socket
 import sys
 import threading
 import weakref
@@ -24,6 +25,7 @@ from fastapi.testclient import TestClient
 from tests.serving import BUNDLED, CountWords, ServerProcess, save_second_version, torch, watching
 
 # isort: split
+from docs_src.model_serving.__main__ import main as serve
 from docs_src.model_serving.embedding import DeviceDep, get_model
 from docs_src.model_serving.errors import ModelLoadError
 from docs_src.model_serving.files import BUNDLED_SHA256, ModelFilesDep
@@ -538,3 +540,34 @@ def test_failed_startup_exits_non_zero_with_its_message(tmp_path: Path) -> None:
     assert "but there is no such directory." in server.output
     assert "Set MODEL_SERVING_MODEL_DIR to a directory with" in server.output
     assert "Ready" not in server.output
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(sys, "argv", ["serve", "--host", host, "--port", str(port)])
+        with pytest.raises(SystemExit) as stopped:
+            serve()
+    assert stopped.value.code == (
+        f"scripts/serve: can't listen on {host}:{port}: Address already in use.\n"
+        "Name another port with --port, or let the system pick one with --port 0."
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--port", "65536"], "port must be 0-65535"),
+        (["--host", "nowhere.invalid"], "can't listen on nowhere.invalid:8000: "),
+    ],
+)
+def test_an_address_that_can_not_be_had_is_told(
+    arguments: list[str], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["serve", *arguments])
+    with pytest.raises(SystemExit, match=reason):
+        serve()

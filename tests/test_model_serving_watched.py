@@ -202,7 +202,7 @@ def lines_of(output: str) -> list[dict[str, Any]]:
 def test_each_log_line_of_a_request_has_its_id_and_is_json_if_asked_for() -> None:
     command = ["-m", "tests.served_stand_in", "--port", "0"]
     with ServerProcess(command, MODEL_SERVING_LOG_FORMAT="json") as server:
-        url = server.read_until(r"Uvicorn running on (http://127\.0\.0\.1:\d+)")
+        url = server.read_until(r"Serving on (http://127\.0\.0\.1:\d+)")
         for texts in (["water and beer"], ["fail"]):
             named = {HEADER: texts[0].replace(" ", "-")}
             httpx.post(f"{url}/embeddings", json={"texts": texts}, headers=named, timeout=PATIENCE)
