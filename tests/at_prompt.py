@@ -1,7 +1,6 @@
 """Commands as they are given: in this process, in one of its own, at a terminal."""
 
 import os
-import pty
 import re
 import select
 import subprocess
@@ -60,6 +59,8 @@ class Terminal:
     """A command in a process of its own, at a terminal."""
 
     def __init__(self, command: str, directory: Path, *, columns: int = 80, **more: str) -> None:
+        import pty  # which Windows doesn't have
+
         self.seen = ""
         self._ours, theirs = pty.openpty()
         self.process = subprocess.Popen(

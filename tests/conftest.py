@@ -8,6 +8,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+IS_WINDOWS = sys.platform == "win32"
+# All of these need bash, file locks, terminals, or signals that are sent.
+collect_ignore = (
+    ["test_commands.py", "test_scripts.py", "test_start.py", "test_worker.py"] if IS_WINDOWS else []
+)
+
 # How long an example takes says nothing on a busy machine.
 settings.register_profile(
     "quick", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -23,6 +29,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("thorough" if config.getoption("--thorough") else "quick")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if IS_WINDOWS and item.get_closest_marker("unix"):
+        pytest.skip("needs what Windows doesn't have")
 
 
 @pytest.fixture(scope="session")

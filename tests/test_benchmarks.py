@@ -163,6 +163,7 @@ def test_a_chunk_is_compared_with_the_chunks_of_its_baseline_beside_it() -> None
     assert [len(one.own) for one in subjects] == [3, 3]
 
 
+@pytest.mark.unix
 @pytest.mark.skipif(
     not hasattr(fastapi.routing, "iter_route_contexts"), reason="walks what 0.137.2 brought"
 )

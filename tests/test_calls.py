@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import gc
 import inspect
+import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -1421,7 +1422,7 @@ async def test_a_declaration_that_cannot_be_read_is_refused(function: Callable[.
     with pytest.raises(LifespanDependencyError) as caught:
         LifespanContainer().inject(function)
     text = str(caught.value)
-    assert "`hidden` (tests/test_calls.py:" in text
+    assert f"`hidden` (tests{os.sep}test_calls.py:" in text
     assert "declares `session: Annotated[Missing, Depends(get_session)]`" in text
     with pytest.raises(LifespanDependencyError, match="not all of these names exist"):
         LifespanContainer(handlers=[function])
@@ -1570,7 +1571,7 @@ async def test_what_a_container_did_not_know_is_told_by_its_function() -> None:
                 await running.call(function)
             text = str(caught.value)
             assert "`get_engine`" in text
-            assert f"{function.__name__}` (tests/test_calls.py:" in text
+            assert f"{function.__name__}` (tests{os.sep}test_calls.py:" in text
             assert "was not known to the container that calls it when that started" in text
             assert "Name it in its `handlers=[...]`" in text
 

@@ -298,6 +298,7 @@ def until(condition: Callable[[], bool], act: Callable[[], None]) -> None:
     act()
 
 
+@pytest.mark.unix
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_in_a_forked_process_it_does_not_run() -> None:
     with container.sync() as running:
@@ -368,6 +369,7 @@ def interrupt() -> None:
     signal.pthread_kill(main, signal.SIGINT)
 
 
+@pytest.mark.unix
 def test_an_interrupted_call_is_left_before_that_is_raised() -> None:
     async def wait(session: Annotated[str, Stock(get_session)]) -> None:
         interrupt()
@@ -380,6 +382,7 @@ def test_an_interrupted_call_is_left_before_that_is_raised() -> None:
     assert log[-1] == "engine down"
 
 
+@pytest.mark.unix
 def test_an_interrupt_cuts_off_what_is_being_entered() -> None:
     async def slow() -> AsyncIterator[None]:
         interrupt()
@@ -406,6 +409,7 @@ def test_an_interrupt_cuts_off_what_is_being_entered() -> None:
         ]
 
 
+@pytest.mark.unix
 def test_what_is_entered_in_spite_of_an_interrupt_sees_it() -> None:
     async def slow() -> AsyncIterator[None]:
         interrupt()
@@ -427,6 +431,7 @@ def test_what_is_entered_in_spite_of_an_interrupt_sees_it() -> None:
         assert log == ["sees KeyboardInterrupt"]
 
 
+@pytest.mark.unix
 def test_an_interrupt_while_a_dependency_is_left_waits_for_its_end() -> None:
     async def slow() -> AsyncIterator[None]:
         yield
@@ -469,6 +474,7 @@ async def interrupt_twice(entered: threading.Event) -> None:
         await anyio.to_thread.run_sync(entered.wait, PATIENCE)
 
 
+@pytest.mark.unix
 def test_leaving_waits_for_what_an_interrupted_call_has_left_behind(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -496,6 +502,7 @@ def test_leaving_waits_for_what_an_interrupted_call_has_left_behind(
     assert log == ["engine up", "left", "engine down"]
 
 
+@pytest.mark.unix
 def test_what_an_interrupted_call_cannot_leave_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     entered = threading.Event()
 

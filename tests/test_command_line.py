@@ -241,6 +241,7 @@ def test_a_module_that_imports_what_is_not_there(run: Run, main: Path) -> None:
         run("worker worker_broken:f --messages worker_main:numbers")
 
 
+@pytest.mark.unix
 def test_sigterm_stops_it(main: Path) -> None:
     command = "-m fastapi_lifespan_deps worker worker_main:injected --messages worker_main:endless"
     with ServerProcess(command.split(), PYTHONPATH=f"{ROOT}:{main}") as worker:
@@ -258,6 +259,7 @@ def test_sigterm_stops_it(main: Path) -> None:
     ]
 
 
+@pytest.mark.unix
 def test_a_signal_while_it_starts_or_stops_lets_it_stop(main: Path) -> None:
     command = "-m fastapi_lifespan_deps worker worker_main:started_slowly --messages "
     command += "worker_main:numbers"

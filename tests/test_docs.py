@@ -864,12 +864,14 @@ async def check_signals(
     assert signal.getsignal(signal.SIGHUP) == before
 
 
+@pytest.mark.unix
 async def test_refresh_on_sighup(
     anyio_backend: str, model_file: ModelFile, caplog: pytest.LogCaptureFixture
 ) -> None:
     await check_signals(load("refresh/on_signal").app, model_file, caplog)
 
 
+@pytest.mark.unix
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_refresh_on_sighup_with_asyncio(
     anyio_backend: str, model_file: ModelFile, caplog: pytest.LogCaptureFixture
@@ -877,6 +879,7 @@ async def test_refresh_on_sighup_with_asyncio(
     await check_signals(load("refresh/on_signal_asyncio").app, model_file, caplog)
 
 
+@pytest.mark.unix
 def test_signals_can_be_left_out_of_tests(model_file: ModelFile) -> None:
     """`TestClient` runs the application in a thread, where no signal can be received."""
     example = load("refresh/on_signal")

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -101,7 +102,7 @@ async def test_a_run_is_told_from_up_to_down(start: Any) -> None:
         else:
             assert event.provider in (get_pool, get_session)
             assert event.where is not None
-            assert event.where.startswith("tests/test_events.py:")
+            assert event.where.startswith(f"tests{os.sep}test_events.py:")
 
 
 async def test_an_application_without_lifespan_dependencies_comes_up_and_goes_down_too() -> None:

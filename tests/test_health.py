@@ -5,6 +5,7 @@ import functools
 import gc
 import logging
 import math
+import os
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -166,7 +167,7 @@ async def test_a_check_passes_whatever_it_returns_but_false(health: Any) -> None
         assert report.status == "pass"
         [found] = report.dependencies
         assert (found.provider, found.name, found.status) == (get_thing, "get_thing", "pass")
-        assert found.where.startswith("tests/test_health.py:")
+        assert found.where.startswith(f"tests{os.sep}test_health.py:")
         assert found.seconds is not None
         assert found.error is None
 
@@ -192,7 +193,7 @@ async def test_an_error_is_what_the_check_has_raised_or_says_what_it_has_returne
     async with served(app := app_with(broken, lifespan(get_other, health=is_in_order))):
         first, second = (await check(app)).dependencies
         assert first.error is error
-        assert "is_in_order` (tests/test_health.py:" in str(second.error)
+        assert f"is_in_order` (tests{os.sep}test_health.py:" in str(second.error)
         assert str(second.error).endswith("has returned False")
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -569,7 +570,7 @@ async def test_what_cannot_be_asked_for_fails_the_startup(
     with pytest.raises(LifespanDependencyError) as refused:
         async with running(app):
             pass
-    where = f"tests/test_health_routes.py:{get_thing.__code__.co_firstlineno}"
+    where = f"tests{os.sep}test_health_routes.py:{get_thing.__code__.co_firstlineno}"
     assert str(refused.value) == (f"add_health_routes({name}=[get_thing]): {problem.format(where)}")
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import os
 import pickle
 import traceback
 import warnings
@@ -111,7 +112,7 @@ def test_the_frames_of_depends_are_hidden_from_pytest() -> None:
 
 
 def test_a_class_is_placed_by_file_and_line() -> None:
-    assert location_of(Adapter).startswith("tests/test_messages.py:")
+    assert location_of(Adapter).startswith(f"tests{os.sep}test_messages.py:")
     assert location_of(Adapter()) == location_of(Adapter)
 
 

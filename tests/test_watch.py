@@ -4,6 +4,7 @@ import functools
 import inspect
 import logging
 import math
+import os
 import re
 import signal
 import threading
@@ -45,7 +46,7 @@ def line_with(function: Callable[..., Any], text: str) -> str:
     """The line of this file in which a function says something."""
     lines, first = inspect.getsourcelines(inspect.unwrap(function))
     [line] = [first + index for index, one in enumerate(lines) if text in one]
-    return f"tests/test_watch.py:{line}"
+    return f"tests{os.sep}test_watch.py:{line}"
 
 
 def app_with(*providers: Callable[..., Any], **options: Any) -> LifespanFastAPI:
@@ -612,6 +613,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.unix
 @pytest.mark.parametrize("way", ["asyncio", "trio", "sync", "TestClient"])
 def test_ctrl_c_ends_a_start_that_hangs(way: str) -> None:
     """One is enough. What had started is left, and one line says what hung."""
