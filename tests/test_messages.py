@@ -106,7 +106,8 @@ def test_the_frames_of_depends_are_hidden_from_pytest() -> None:
     with pytest.raises(InvalidLifespanDependency) as raised:
         Depends(5, scope="lifespan")  # type: ignore[arg-type]
     frames = [frame for frame, _ in traceback.walk_tb(raised.value.__traceback__)]
-    ours = [frame for frame in frames if "fastapi_lifespan_deps" in frame.f_code.co_filename]
+    package = os.path.dirname(fastapi_lifespan_deps.__file__)
+    ours = [frame for frame in frames if frame.f_code.co_filename.startswith(package + os.sep)]
     assert ours
     assert all(frame.f_locals.get("__tracebackhide__") for frame in ours)
 
