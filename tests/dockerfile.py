@@ -98,9 +98,14 @@ def _matches(path: str, pattern: str) -> bool:
     return path.count("/") == pattern.count("/") and fnmatch(path, pattern)
 
 
-def pod() -> dict[str, Any]:
-    """Of docs_src/deploy/kubernetes.yaml."""
+def of_kubernetes() -> dict[str, dict[str, Any]]:
+    """What docs_src/deploy/kubernetes.yaml declares, by kind."""
     yaml = pytest.importorskip("yaml")  # of transformers
-    deployment = yaml.safe_load((FILE.parent / "kubernetes.yaml").read_text())
-    spec: dict[str, Any] = deployment["spec"]["template"]["spec"]
+    declared = yaml.safe_load_all((FILE.parent / "kubernetes.yaml").read_text())
+    return {one["kind"]: one for one in declared}
+
+
+def pod() -> dict[str, Any]:
+    """What the Deployment runs."""
+    spec: dict[str, Any] = of_kubernetes()["Deployment"]["spec"]["template"]["spec"]
     return spec

@@ -31,6 +31,7 @@ from tests.dockerfile import (
     instructions,
     is_sent,
     lay_out,
+    of_kubernetes,
     pod,
 )
 
@@ -163,6 +164,14 @@ def test_kubernetes_runs_the_image() -> None:
         asked = container[probe]["httpGet"]
         assert asked["port"] == port["name"]
         assert asked["path"] in [getattr(route, "path", None) for route in app.routes]
+
+
+def test_the_service_of_kubernetes_finds_the_pods() -> None:
+    declared = of_kubernetes()
+    labels = declared["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert declared["Service"]["spec"]["selector"] == labels
+    [port] = declared["Service"]["spec"]["ports"]
+    assert [port["targetPort"]] == [told["name"] for told in pod()["containers"][0]["ports"]]
 
 
 def test_kubernetes_gives_a_stop_the_time_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from docs_src.model_serving.embedding import get_model
-from docs_src.model_serving.logs import is_request_id
+from docs_src.model_serving.logs import REQUEST_ID, take_id
 from docs_src.model_serving.main import create_app
 from docs_src.model_serving.settings import Settings
 from tests.services import free_port, program
@@ -232,7 +232,9 @@ def test_who_asks_is_told(proxy: Proxy, seen: Seen) -> None:
     assert (request.client, request.scheme) == ("127.0.0.2", "https")
 
 
-@pytest.mark.parametrize("given", ["order 17", '"', "x" * 128, "", "x" * 129, "caf\xe9", "\t"])
+@pytest.mark.parametrize(
+    "given", ["order-17", "a b", "]", '"', "x" * 128, "", "x" * 129, "caf\xe9", "\t"]
+)
 def test_requests_have_ids_that_the_application_takes(proxy: Proxy, seen: Seen, given: str) -> None:
     with proxy.connected() as connection:
         connection.request("GET", "/livez", headers={"x-request-id": given})
@@ -240,9 +242,10 @@ def test_requests_have_ids_that_the_application_takes(proxy: Proxy, seen: Seen, 
         response.read()
         assert ask(connection, "GET", "/livez")[0] == 200
     first, second = [request.headers["x-request-id"] for request in seen.requests]
-    assert (first == given) == (given != "" and is_request_id(given))
+    assert (first == given) == (take_id(given) == given)
     assert first == given or re.fullmatch("[0-9a-f]{32}", first)
     assert response.headers["x-request-id"] == first
+    assert f'"~^{REQUEST_ID}$"' in CONF.read_text()
     assert re.fullmatch("[0-9a-f]{32}", second)
     assert first != second
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from fastapi.testclient import TestClient
@@ -23,6 +24,7 @@ from docs_src.model_serving.embedding import get_model
 from docs_src.model_serving.logs import AddRequestId, make_formatter
 from docs_src.model_serving.main import ANSWERED_EARLY, app
 from docs_src.model_serving.metrics import Metrics
+from docs_src.model_serving.settings import Settings
 
 PATIENCE = 60.0
 HEADER = "X-Request-ID"
@@ -108,6 +110,79 @@ def test_what_is_answered_before_a_route_is_found_is_counted_by_its_path(
     assert sample(client, "requests_total", method="POST", path="(none)", status="404") == 1
 
 
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/embeddings", "/embeddings", "/similarity"])
+def test_a_key_that_is_wrong_is_counted_by_path(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """OpenAI's clients may list the models first."""
+    monkeypatch.setenv("MODEL_SERVING_API_KEY", "right")
+    with TestClient(app) as client:
+        assert client.get(path, headers={"Authorization": "Bearer wrong"}).status_code == 401
+        assert sample(client, "requests_total", method="GET", path=path, status="401") == 1
+
+
+@pytest.mark.parametrize("path", ["/embeddings", "/nowhere"])
+def test_nothing_is_left_of_requests_that_nobody_waits_for(client: TestClient, path: str) -> None:
+    """Half of them hang up with a body that isn't whole, the others while their texts wait."""
+    portal = client.portal
+    assert portal is not None
+    whole = b'{"texts": ["water and beer"]}'
+
+    async def hang_up(body: bytes, is_whole: bool) -> None:
+        messages = [
+            {"type": "http.request", "body": body, "more_body": not is_whole},
+            {"type": "http.disconnect"},
+        ]
+
+        async def receive() -> Any:
+            return messages.pop(0)
+
+        async def send(message: Any) -> None:
+            pass
+
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
+        await app({**scope, "query_string": b""}, receive, send)
+
+    async def hang_up_all() -> None:
+        async with anyio.create_task_group() as tasks:
+            for number in range(200):
+                is_whole = number % 2 == 0
+                tasks.start_soon(hang_up, whole if is_whole else whole[:9], is_whole)
+
+    portal.call(hang_up_all)
+    assert sample(client, "requests_in_progress") == 1  # the one that asks
+    assert sample(client, "queue_size") == 0
+    named = path if path == "/embeddings" else "(none)"
+    counted = sample(client, "requests_total", method="POST", path=named, status="499")
+    assert counted == (200 if path == "/embeddings" else 100)
+
+
+def test_what_a_client_makes_up_makes_no_series(client: TestClient) -> None:
+    def names() -> set[str]:
+        return {line.rpartition(" ")[0] for line in client.get("/metrics").text.splitlines()}
+
+    def make_up(word: str) -> None:
+        client.headers["X-Request-ID"] = word
+        client.get(f"/{word}")
+        client.get(f"/v1/models/{word}")
+        client.request(word, f"/{word}")
+        client.post("/v1/embeddings", json={"model": word, "input": word})
+
+    client.get("/metrics")
+    make_up("first")
+    before = names()
+    for number in range(20):
+        make_up(f"word{number}")
+    assert names() == before
+
+
+def test_pages_name_the_metrics_that_there_are() -> None:
+    there = {metric.name for metric in Metrics().registry.collect()}
+    pages = "".join(page.read_text() for page in (ROOT / "docs").rglob("*.md"))
+    named = set(re.findall(r"`(model_serving_[a-z_]+[a-z])`", pages))
+    assert named
+    assert {re.sub("_(bucket|sum|count|total)$", "", name) for name in named} <= there
+
+
 def test_what_may_be_answered_early_are_routes(client: TestClient) -> None:
     for path in ANSWERED_EARLY:
         asked = client.get(path)
@@ -148,6 +223,11 @@ def test_the_dashboard_asks_for_what_there_is() -> None:
     families = {re.sub("_(bucket|sum|count|total)$", "", name) for name in asked}
     wanted = {metric.name for metric in Metrics().registry.collect()}
     assert {name for name in wanted if name.startswith("model_serving")} <= families
+    # What nobody asks for embeddings with is left out everywhere, or nowhere.
+    left_out = re.findall(
+        r'path!~"([^"]+)"', " ".join(t["expr"] for p in panels for t in p["targets"])
+    )
+    assert set(left_out) == {"/livez|/readyz|/healthz|/metrics"}
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
@@ -185,10 +265,24 @@ def test_below_v1_an_unforeseen_error_has_the_form_of_openai(client: TestClient)
     assert answer.headers[HEADER]
 
 
-@pytest.mark.parametrize("given", [b"x" * 129, b"a\tb", b"a\x1b[31mb", "ä".encode()])
-def test_an_id_that_can_not_be_written_is_not_taken(client: TestClient, given: bytes) -> None:
+FORGED = b'1]: 127.0.0.1:1 - "POST /admin/model HTTP/1.1" 200'
+
+
+@pytest.mark.parametrize(
+    "given", [b"x" * 129, b"a\tb", b"a\x1b[31mb", b"a\nb", b"a\n", "ä".encode(), FORGED]
+)
+def test_an_id_that_is_none_is_not_taken(
+    client: TestClient, caplog: pytest.LogCaptureFixture, given: bytes
+) -> None:
+    """And nobody can fill the log with warnings of it."""
     taken = client.get("/livez", headers={HEADER.encode(): given}).headers[HEADER]
     assert re.fullmatch("[0-9a-f]{32}", taken)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_of_several_ids_the_first_counts(client: TestClient) -> None:
+    headers = [(HEADER, "one"), (HEADER, "two")]
+    assert client.head("/livez", headers=headers).headers.get_list(HEADER) == ["one"]
 
 
 # Log lines
@@ -257,3 +351,18 @@ def test_a_log_format_that_there_is_not_ends_the_start() -> None:
     )
     assert ended.returncode == 1
     assert "Input should be 'text' or 'json'" in ended.stderr
+
+
+# Settings
+
+
+def test_a_setting_that_is_misspelt_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else a server whose key has a typo would take any."""
+    monkeypatch.setenv("MODEL_SERVING_API_KYE", "secret")
+    monkeypatch.setenv("model_serving_max_texts", "7")
+    assert Settings().max_texts == 7
+    assert caplog.messages == [
+        "MODEL_SERVING_API_KYE is set, but no setting has this name: it is ignored."
+    ]

@@ -28,7 +28,14 @@ from . import (
 from .shutdown import get_shutdown
 
 # By middleware, or by a route that isn't FastAPI's.
-ANSWERED_EARLY = (admin.PATH, *keys.PATHS, f"{forms.PREFIX}/embeddings", "/livez", "/readyz")
+ANSWERED_EARLY = (
+    admin.PATH,
+    *keys.PATHS,
+    f"{forms.PREFIX}/embeddings",
+    f"{forms.PREFIX}/models",
+    "/livez",
+    "/readyz",
+)
 
 
 def create_app() -> LifespanFastAPI:
@@ -39,7 +46,10 @@ def create_app() -> LifespanFastAPI:
     app.add_middleware(bearer.Guard, guards=admin.is_guarded, check=admin.check_admin)
     app.add_middleware(bearer.Guard, guards=keys.is_guarded, check=keys.check_key)
     app.add_middleware(metrics.MeasureRequests, known=ANSWERED_EARLY)
-    app.add_middleware(CorrelationIdMiddleware, logs.HEADER, validator=logs.is_request_id)
+    # Its validator would log a warning, without an id, for whatever a client sends.
+    app.add_middleware(
+        CorrelationIdMiddleware, logs.HEADER, validator=None, transformer=logs.take_id
+    )
     app.add_exception_handler(HTTPException, refusals.answer_refused)
     app.add_exception_handler(RequestValidationError, refusals.answer_invalid)
     app.add_exception_handler(UnavailableLifespanDependency, refusals.answer_unavailable)

@@ -1,7 +1,9 @@
 """What can be set by environment, each with the prefix `MODEL_SERVING_`. Times are in seconds."""
 
+import logging
+import os
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -18,6 +20,10 @@ from starlette.types import Scope
 
 from fastapi_lifespan_deps import Depends, UninitializedLifespanDependency, get_container
 
+logger = logging.getLogger(__name__)
+
+PREFIX = "MODEL_SERVING_"
+
 
 class LogSettings(BaseSettings):
     """What is read by itself, too: the log begins before the application does."""
@@ -25,7 +31,7 @@ class LogSettings(BaseSettings):
     # An empty variable is how a shell or a compose file says "unset". And an error that shows what
     # was set would put the key and the token into the log.
     model_config = SettingsConfigDict(
-        env_prefix="MODEL_SERVING_", env_ignore_empty=True, hide_input_in_errors=True
+        env_prefix=PREFIX, env_ignore_empty=True, hide_input_in_errors=True
     )
 
     # "json": a line for each event, for programs.
@@ -81,6 +87,16 @@ class Settings(LogSettings):
     refresh_every: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     # How long to serve on after SIGTERM, not ready any more, so that a load balancer notices.
     shutdown_delay: NonNegativeFloat = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tell_of_what_is_misspelt(cls, given: Any) -> Any:
+        # It isn't refused: Kubernetes has variables of its own for a service of this name.
+        known = {f"{PREFIX}{field}".upper() for field in cls.model_fields}
+        for name in sorted(os.environ):
+            if name.upper().startswith(PREFIX) and name.upper() not in known:
+                logger.warning("%s is set, but no setting has this name: it is ignored.", name)
+        return given
 
     @field_validator("api_key", "admin_token")
     @classmethod
