@@ -343,8 +343,16 @@ def test_a_line_of_text_has_the_id_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.search(refused, lines[-1])
 
 
-def test_a_log_format_that_there_is_not_ends_the_start() -> None:
-    command = [sys.executable, "-m", "docs_src.model_serving", "--port", "0"]
+@pytest.mark.parametrize(
+    "server",
+    [
+        "docs_src.model_serving --port 0",
+        "gunicorn -c docs_src/deploy/gunicorn_conf.py docs_src.model_serving.main:app",
+    ],
+)
+def test_a_log_format_that_there_is_not_ends_the_start(server: str) -> None:
+    pytest.importorskip(server.split()[0])
+    command = [sys.executable, "-m", *server.split()]
     environment = {"MODEL_SERVING_LOG_FORMAT": "xml"}
     ended = subprocess.run(
         command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE

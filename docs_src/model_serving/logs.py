@@ -6,6 +6,7 @@ from uuid import uuid4
 
 from asgi_correlation_id import correlation_id
 from fastapi import HTTPException, Request, Response
+from pydantic import ValidationError
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
@@ -31,7 +32,12 @@ class AddRequestId(logging.Filter):
 
 def make_formatter() -> logging.Formatter:
     """Make the formatter that the settings ask for."""
-    if LogSettings().log_format == "text":
+    try:
+        settings = LogSettings()
+    except ValidationError as error:
+        # Of any other error, gunicorn would tell no more than the name of the formatter.
+        raise SystemExit(str(error)) from None
+    if settings.log_format == "text":
         return logging.Formatter(TEXT)
     return JsonFormatter(
         ("levelname", "name", "message", "process"),
