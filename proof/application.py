@@ -185,7 +185,7 @@ async def read(id: str, engine: Engine, model: Model) -> dict[str, Any]:
     with handling(id, "request", engine, model) as check:
         await anyio.lowlevel.checkpoint()
         check()
-        if LIE == "loses answers":
+        if LIE == "loses answers" and next(numbers) % 5 == 0:
             raise RuntimeError("the answer is lost")
     return {"pid": os.getpid(), "model": model.name}
 
@@ -210,7 +210,7 @@ async def stream(id: str, engine: Engine, model: Model, lines: int = 0) -> Strea
                 yield f"{number}\n"
                 number += 1
                 await anyio.sleep(TICK)
-            if LIE != "loses answers":
+            if LIE != "loses answers" or next(numbers) % 2:
                 yield "end\n"
 
     return StreamingResponse(body(), headers={"x-pid": str(os.getpid())})
