@@ -1,10 +1,13 @@
 """Services that tests start for themselves: each on a free port, ended by its process id."""
 
+import glob
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +20,9 @@ def program(*names: str) -> str:
 
     Without it the test is skipped, with the reason; where CI is set, it fails.
     """
-    found = next(filter(None, map(shutil.which, names)), None)
+    # Debian keeps PostgreSQL's programs, of each version, where no PATH has them.
+    path = os.pathsep.join([os.environ["PATH"], *glob.glob("/usr/lib/postgresql/*/bin")])
+    found = next(filter(None, (shutil.which(name, path=path) for name in names)), None)
     if found is None:
         reason = f"needs {' or '.join(names)}: scripts/install --system installs it"
         if os.environ.get("CI"):
@@ -54,6 +59,49 @@ def redis_server(directory: Path, port: int | None = None) -> Iterator[str]:
                 process.terminate()
                 process.stdout.read()  # or the server would wait for who reads it
     pytest.fail("redis-server found no port")
+
+
+@contextmanager
+def postgresql_server(password: str = "first") -> Iterator[str]:
+    """A PostgreSQL with nothing in it, from its first answer on; its URL, for its superuser."""
+    initdb, server = program("initdb"), program("postgres")
+    # It runs as no root, so not in a directory of pytest's, which are the user's alone.
+    user = "postgres" if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory() as directory:
+        secret = Path(directory, "password")
+        secret.write_text(password)
+        if user:
+            shutil.chown(directory, user)
+            shutil.chown(secret, user)
+        data = f"{directory}/data"
+        options = ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync"]
+        subprocess.run(
+            [initdb, *options, f"--pgdata={data}", "--username=shop", f"--pwfile={secret}"],
+            user=user,
+            cwd=directory,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        for port in [free_port() for _ in range(5)]:
+            process = subprocess.Popen(
+                # without a socket in a directory that others use
+                [server, "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", "", "-F"],
+                user=user,
+                cwd=directory,
+                env=os.environ | {"LC_ALL": "C"},  # its messages are read below
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            assert process.stderr is not None
+            with process:
+                try:
+                    if any("ready to accept connections" in line for line in process.stderr):
+                        yield f"postgresql://shop:{password}@127.0.0.1:{port}/postgres"
+                        return
+                finally:
+                    process.send_signal(signal.SIGINT)  # it doesn't wait for its clients
+                    process.stderr.read()  # or the server would wait for who reads it
+    pytest.fail("postgres found no port")
 
 
 @contextmanager

@@ -70,6 +70,7 @@ TESTED_ELSEWHERE = (
     "docs_src/grpc/",
     "docs_src/health/",
     "docs_src/moving/",
+    "docs_src/recipes/",
     "docs_src/seeing/",
     "docs_src/testing/",
     "docs_src/workers/",
