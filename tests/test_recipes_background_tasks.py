@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 import trio
 from anyio.abc import TaskGroup
@@ -97,7 +98,7 @@ async def test_a_task_that_raises_takes_its_group_along(
             await client.post("/")
             with anyio.fail_after(PATIENCE):
                 while "get_tasks" not in caplog.text:
-                    await anyio.sleep(0)
+                    await anyio.lowlevel.checkpoint()
             with pytest.raises(UninitializedLifespanDependency, match="get_tasks"):
                 await client.post("/")
             assert (await client.get("/other")).json() == "fine"
@@ -130,7 +131,7 @@ async def test_apscheduler(scheduler: Any, anyio_backend: str) -> None:
         running_one.modify_job("report", next_run_time=datetime.now(UTC))
         with anyio.fail_after(PATIENCE):
             while not outbox_of(scheduler.app).sent:
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
     await settle()
     assert not running_one.running
 
@@ -168,5 +169,5 @@ async def test_apscheduler_logs_what_fails(
         running_one.modify_job("report", next_run_time=datetime.now(UTC))
         with anyio.fail_after(PATIENCE):
             while "the outbox is closed" not in caplog.text:
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
         assert running_one.get_job("report").next_run_time is not None
