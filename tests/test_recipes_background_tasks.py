@@ -1,20 +1,25 @@
 """docs/recipes/background-tasks.md: what runs as long as the application, and how it ends."""
 
-import importlib
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
-from typing import Annotated, Any
+from contextlib import asynccontextmanager
+from typing import Annotated
 
 import anyio
 import anyio.lowlevel
 import pytest
 import trio
 from anyio.abc import TaskGroup
+from fastapi import FastAPI
 from trio.testing import MockClock
 
 from docs_src.recipes.background import every, jobs, mails
-from fastapi_lifespan_deps import Depends, LifespanFastAPI, UninitializedLifespanDependency
+from fastapi_lifespan_deps import (
+    Depends,
+    LifespanFastAPI,
+    UninitializedLifespanDependency,
+)
 from tests.clients import PATIENCE, Gate, running, settle
+from tests.test_events import Listener
 
 pytestmark = pytest.mark.anyio
 
@@ -104,6 +109,40 @@ async def test_a_task_that_raises_takes_its_group_along(
             assert (await client.get("/other")).json() == "fine"
 
 
+@pytest.mark.parametrize(("is_listed", "status"), [(True, 500), (False, 200)])
+async def test_who_needs_what_has_died(is_listed: bool, status: int, anyio_backend: str) -> None:
+    """All routes, if the application lists it; none, if only its lifespan function takes it."""
+    ending, listener = anyio.Event(), Listener()
+
+    async def fail() -> None:
+        await ending.wait()
+        raise ConnectionError("gone")
+
+    async def run() -> AsyncIterator[None]:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fail)
+            yield
+
+    running_task = Depends(run, scope="lifespan")
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI, task: Annotated[None, running_task]) -> AsyncIterator[None]:
+        yield
+
+    app = LifespanFastAPI(
+        dependencies=[running_task] if is_listed else [],
+        lifespan=None if is_listed else lifespan,
+        on_lifespan_event=listener,
+    )
+    app.get("/")(lambda: "fine")
+    with pytest.RaisesGroup(ConnectionError):
+        async with running(app, raises=False) as client:
+            assert (await client.get("/")).status_code == 200
+            ending.set()
+            await listener.until("died")
+            assert (await client.get("/")).status_code == status
+
+
 def test_every_hour() -> None:
     async def main() -> None:
         async with running(every.app):
@@ -113,61 +152,10 @@ def test_every_hour() -> None:
     trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
-# APScheduler
-
-
-@pytest.fixture
-def scheduler() -> Any:
-    pytest.importorskip("apscheduler")
-    return importlib.import_module("docs_src.recipes.background.scheduler")
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_apscheduler(scheduler: Any, anyio_backend: str) -> None:
-    async with running(scheduler.app) as client:
-        schedule = (await client.get("/schedule")).json()
-        assert "06:00:00" in schedule["report"]
-        running_one = scheduler.app.lifespan_container[scheduler.get_scheduler]
-        running_one.modify_job("report", next_run_time=datetime.now(UTC))
-        with anyio.fail_after(PATIENCE):
-            while not outbox_of(scheduler.app).sent:
-                await anyio.lowlevel.checkpoint()
-    await settle()
-    assert not running_one.running
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_job_of_apscheduler_may_end(scheduler: Any, anyio_backend: str) -> None:
-    """APScheduler itself would cancel it, and not wait for that; the call is waited for."""
-    gate, ended = Gate(), []
-
-    async def send_late(outbox: mails.OutboxDep) -> None:
-        await gate.wait()
-        await outbox.send("late@example.com")
-        ended.append(outbox.is_open)
-
-    app = LifespanFastAPI(lifespan=scheduler.lifespan, handlers=[send_late])
-    async with anyio.create_task_group() as tasks:
-        async with running(app):
-            running_one = app.lifespan_container[scheduler.get_scheduler]
-            call = running_one.get_job("report").func
-            running_one.modify_job("report", next_run_time=None)
-            running_one.add_job(call, args=[send_late])
-            with anyio.fail_after(PATIENCE):
-                await gate.hold()
-            tasks.start_soon(open_when_blocked, gate)
-        assert ended == [True]
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_apscheduler_logs_what_fails(
-    scheduler: Any, anyio_backend: str, caplog: pytest.LogCaptureFixture
+async def test_the_loop_may_be_left_out(
+    monkeypatch: pytest.MonkeyPatch, anyio_backend: str
 ) -> None:
-    async with running(scheduler.app):
-        running_one = scheduler.app.lifespan_container[scheduler.get_scheduler]
-        outbox_of(scheduler.app).is_open = False
-        running_one.modify_job("report", next_run_time=datetime.now(UTC))
-        with anyio.fail_after(PATIENCE):
-            while "the outbox is closed" not in caplog.text:
-                await anyio.lowlevel.checkpoint()
-        assert running_one.get_job("report").next_run_time is not None
+    overrides = every.app.dependency_overrides
+    monkeypatch.setitem(overrides, every.report_every_hour, lambda: "left out")
+    async with running(every.app):
+        assert every.app.lifespan_container[every.report_every_hour] == "left out"

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import httpx
 import pytest
@@ -13,11 +14,15 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 pytest.importorskip("mcp")
-import anyio.lowlevel
 from mcp import Client
 from mcp.server import MCPServer
+from mcp.server.auth.provider import AccessToken
+from mcp.server.auth.settings import AuthSettings
+from pydantic import AnyHttpUrl
 
 from docs_src.recipes.mcp_servers import main, mounted, test_tools
+from docs_src.recipes.mcp_servers.served import serve, sessions
+from fastapi_lifespan_deps import Depends, LifespanFastAPI
 from tests.clients import PATIENCE
 from tests.processes import ServerProcess
 
@@ -133,6 +138,34 @@ async def test_a_refresh_reaches_tools_of_sessions_that_are_open() -> None:
         with anyio.fail_after(PATIENCE):
             await draining.wait()
         assert await result(stock, "count", item="tea") == 3
+
+
+class Tokens:
+    async def verify_token(self, token: str) -> AccessToken | None:
+        return AccessToken(token=token, client_id="Ada", scopes=[]) if token == "hers" else None
+
+
+async def test_a_server_that_asks_for_a_token() -> None:
+    """Its metadata have a path of their own."""
+    auth = AuthSettings(
+        issuer_url=AnyHttpUrl("https://login.example.com"),
+        resource_server_url=AnyHttpUrl("http://localhost/stock"),
+        validate_token_resource=False,
+    )
+    server = MCPServer("stock", auth=auth, token_verifier=Tokens())
+    server.add_tool(mounted.count)
+    start = sessions(server, "/stock")
+    app = LifespanFastAPI(dependencies=[Depends(start, scope="lifespan")])
+    serve(app, "/stock", start)
+    serve(app, "/.well-known/oauth-protected-resource/stock", start)
+    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+        refused = await client.post("/stock", json={})
+        assert refused.status_code == 401
+        assert "/.well-known/oauth-protected-resource/stock" in refused.headers["WWW-Authenticate"]
+        metadata = await client.get("/.well-known/oauth-protected-resource/stock")
+        assert metadata.json()["authorization_servers"] == ["https://login.example.com/"]
+        headers = {"Authorization": "Bearer hers"}
+        assert (await client.post("/stock", json={}, headers=headers)).status_code == 400
 
 
 async def test_other_hosts_are_refused() -> None:

@@ -1,11 +1,12 @@
 """docs/recipes/settings.md: settings that are read when the application starts."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
-from pydantic import ValidationError
+from pydantic import HttpUrl, SecretStr, ValidationError
 
 from docs_src.recipes.settings import factory, main, routes, test_main
 from tests.clients import running
@@ -25,9 +26,8 @@ def test_what_is_wrong_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("started")
     assert {error["loc"] for error in caught.value.errors()} == {("url",), ("api_key",)}
 
-    monkeypatch.setenv("SHOP_PRICES_URL", "http://prices.test")
-    monkeypatch.setenv("SHOP_PRICES_API_KEY", "hush")
-    assert "hush" not in repr(main.PricesSettings())
+    hushed = main.PricesSettings(url=HttpUrl("http://prices.test"), api_key=SecretStr("hush"))
+    assert "hush" not in repr(hushed)
 
 
 def test_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,5 +72,6 @@ def test_a_factory(monkeypatch: pytest.MonkeyPatch) -> None:
     target = "docs_src.recipes.settings.factory:create_app"
     config = uvicorn.Config(target, factory=True, log_config=None, lifespan="on")
     config.load()
-    with TestClient(config.loaded_app) as client:
+    loaded: Any = config.loaded_app
+    with TestClient(loaded) as client:
         assert client.get("/title").json() == "Production"
