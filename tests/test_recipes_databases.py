@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from fastapi import BackgroundTasks
 
 pytest.importorskip("asyncpg")
 pytest.importorskip("sqlalchemy")
@@ -106,6 +107,24 @@ async def test_a_commit_that_fails_fails_the_request(url: str, admin: Any) -> No
         assert (await client.post("/users", params={"name": "Ada"})).status_code == 200
         assert (await client.post("/users", params={"name": "Ada"})).status_code == 500
         assert await admin.fetchval("SELECT count(*) FROM users") == 1
+
+
+async def test_objects_can_be_read_after_the_commit(url: str, admin: Any) -> None:
+    app, read = LifespanFastAPI(), []
+
+    async def look(user: main.User) -> None:
+        read.append((user.name, await admin.fetchval("SELECT name FROM users")))
+
+    @app.post("/users")
+    async def create_user(session: main.SessionDep, tasks: BackgroundTasks) -> None:
+        session.add(user := main.User(name="Ada"))
+        tasks.add_task(look, user)
+
+    async with running(main.app):
+        await tables()
+    async with running(app) as client:
+        await client.post("/users")
+    assert read == [("Ada", "Ada")]
 
 
 async def test_connections_that_the_server_has_ended_are_replaced(url: str, admin: Any) -> None:
