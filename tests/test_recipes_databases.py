@@ -202,8 +202,8 @@ async def test_a_connection_that_is_kept_holds_up_the_stop_for_a_time(
 
 async def test_the_password_of_asyncpg_may_be_a_function(admin: Any, password_file: Path) -> None:
     reader = os.environ["DATABASE_URL"].replace("+asyncpg", "")
-    limits = {"min_size": 1, "max_size": 2}
-    async with asyncpg.create_pool(reader, password=password_file.read_text, **limits) as both:
+    password = password_file.read_text
+    async with asyncpg.create_pool(reader, password=password, min_size=1, max_size=2) as both:
         await rotate(admin, password_file)
         async with both.acquire(), both.acquire() as fresh:
             assert await fresh.fetchval("SELECT 1") == 1
