@@ -807,6 +807,40 @@ async def test_cancelled_from_outside(log: Log, caplog: pytest.LogCaptureFixture
     assert "A message was neither done nor failed: 1" in caplog.messages
 
 
+async def test_a_worker_takes_no_more_while_a_cancellation_ends_its_calls(
+    anyio_backend_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The task of the source goes on meanwhile, if asyncio cancels that of the worker alone."""
+    if anyio_backend_name == "trio":
+        pytest.skip("in trio, only who owns a scope can cancel")
+    began, is_ending, is_given = anyio.Event(), anyio.Event(), anyio.Event()
+
+    async def handle(message: int) -> None:
+        began.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            is_ending.set()
+            with anyio.CancelScope(shield=True):
+                await is_given.wait()
+                await anyio.wait_all_tasks_blocked()
+
+    async def messages() -> AsyncIterator[int]:
+        yield 0
+        await is_ending.wait()
+        is_given.set()
+        yield 1
+
+    async with LifespanContainer() as container:
+        work = run_worker(handle, messages(), container=container, concurrency=2)
+        task = asyncio.ensure_future(work)
+        await began.wait()
+        task.cancel()
+        await asyncio.wait([task])
+    assert task.cancelled()
+    assert caplog.messages == ["A message was neither done nor failed: 0"]
+
+
 async def test_an_error_that_nobody_decides_about_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

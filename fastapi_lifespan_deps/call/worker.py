@@ -313,7 +313,10 @@ class _Loop:
         try:
             async with anyio.create_task_group() as self._tasks:
                 self._tasks.start_soon(self._limit, limit)
-                await self._stop.over.wait()
+                try:
+                    await self._stop.over.wait()
+                finally:
+                    self._stop.over.set()  # cancelled: a message that comes now is too late
                 while self._calls:
                     self._idle = anyio.Event()
                     await self._idle.wait()
