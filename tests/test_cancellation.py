@@ -13,14 +13,23 @@ import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    ExitStack,
+    aclosing,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import anyio
 import pytest
+from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 from fastapi import Depends as Stock
 from fastapi.responses import StreamingResponse
@@ -29,14 +38,16 @@ from fastapi_lifespan_deps import (
     Depends,
     LifespanContainer,
     LifespanFastAPI,
+    LifespanNotRunning,
     UnavailableLifespanDependency,
     View,
     run_worker,
 )
+from fastapi_lifespan_deps.live.refresh import Policy
 from tests.recording import named
 from tests.stepping import Hang, Steps
 
-SETTLING = 30  # steps of a task after which nothing may be left of what is over
+SETTLING = 50  # steps of a task after which nothing may be left of what is over
 
 
 # --- What is written down
@@ -89,8 +100,12 @@ class Ledger(logging.Handler):
         self.begun: list[str] = []
         self.done: list[str] = []
         self.cut_off: list[str] = []
+        self.hooks: list[str] = []
+        self.is_native = False  # how the story is cancelled
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.msg == "Calls are cancelled, for their container is left: %s":
+            return  # one is made to last
         if record.msg == "A message was neither done nor failed: %s":
             self.cut_off.append(record.getMessage().rpartition(": ")[2])
             return
@@ -137,6 +152,11 @@ class Ledger(logging.Handler):
         self.begin_to_leave(record)
         self.leave(record)
 
+    def check_over(self) -> None:
+        """Whoever waits for the end of a run gets it when nothing of it is left."""
+        for record in self.records:
+            self.check(record.state == "stopped", f"{record.name} is {record.state} after its run")
+
     def check_end(self, *, is_sequential: bool) -> None:
         """Everything was left, and what was started and replaced together in reverse order."""
         for record in self.records:
@@ -154,6 +174,8 @@ class Ledger(logging.Handler):
         self.check(
             len(self.given) - len(settled) <= 1, f"of {self.given} only {settled} are settled"
         )
+        self.check(self.hooks in ([], ["first", "second"]), f"only the hook {self.hooks} has run")
+        self.hooks.clear()
         if is_sequential:
             groups: dict[tuple[int, int], list[Record]] = {}
             for record in self.stopped:
@@ -242,11 +264,14 @@ def threaded(ledger: Ledger, name: str, *needs: Callable[..., Any]) -> Any:
 
 # --- Stories
 
+ANSWER = "200 service(db(config), model(config))"
 Ask = Callable[[str], Coroutine[Any, Any, str]]  # sends a request, or does without
 
 
 class World:
     """What stories are told of: a few providers, an application, and a container."""
+
+    others: TaskGroup  # of somebody else
 
     def __init__(self, start: Any, *, has_threads: bool) -> None:
         self.ledger = ledger = Ledger()
@@ -273,6 +298,22 @@ class World:
                 ledger.check(db.record.state == "alive", "a session has outlived its db")
                 ledger.leave(session.record)
 
+        async def get_note(db: Annotated[Value, db]) -> AsyncIterator[Value]:
+            await checkpoint()
+            note = ledger.enter("note", [db], is_shared=False)
+            try:
+                yield note
+            finally:
+                ledger.begin_to_leave(note.record)
+                try:
+                    await checkpoint()
+                except anyio.get_cancelled_exc_class():
+                    # no shield stops what asyncio throws into the task of the call
+                    ledger.check(ledger.is_native, "what a call has entered is not left to its end")
+                    raise
+                finally:
+                    ledger.leave(note.record)
+
         def get_part(db: Annotated[Value, db]) -> Iterator[Value]:
             part = ledger.enter("part", [db], is_shared=False)
             try:
@@ -291,13 +332,34 @@ class World:
             ledger.check(used[0] is used[1], "two generations are mixed")
             return before
 
+        async def compute(
+            service: Annotated[Value, service], note: Annotated[Value, Stock(get_note)]
+        ) -> str:
+            return await answer(service, note)
+
+        async def last(
+            service: Annotated[Value, service], note: Annotated[Value, Stock(get_note)]
+        ) -> None:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                await answer(service, note)
+
         async def lines(
-            service: Annotated[Value, service], session: Annotated[Value, Stock(get_session)]
+            service: Annotated[Value, service], note: Annotated[Value, Stock(get_note)]
         ) -> AsyncIterator[str]:
             for _ in range(2):
                 yield service.use()
                 await checkpoint()
-                session.use()
+                note.use()
+
+        async def first_hook() -> None:
+            ledger.hooks.append("first")
+            await checkpoint()
+
+        async def second_hook() -> None:
+            ledger.hooks.append("second")
+            await checkpoint()
 
         async def stream(service: Annotated[Value, service]) -> StreamingResponse:
             gate = self.gate
@@ -321,11 +383,10 @@ class World:
         async def handle(
             message: int,
             service: Annotated[Value, service],
-            session: Annotated[Value, Stock(get_session)],
+            note: Annotated[Value, Stock(get_note)],
         ) -> str:
             ledger.begun.append(str(message))
-            await checkpoint()
-            return f"{service.use()} {session.use()}"
+            return await answer(service, note)
 
         async def messages(clock: Annotated[Value, clock]) -> AsyncIterator[int]:
             source = ledger.enter("source", [clock], is_shared=False)
@@ -343,32 +404,36 @@ class World:
             part.use()
             return service.use()
 
-        self.get_session, self.answer, self.lines = get_session, answer, lines
+        self.get_note, self.compute, self.last, self.lines = get_note, compute, last, lines
         self.handle, self.messages, self.in_a_thread = handle, messages, in_a_thread
-        handlers: list[Callable[..., Any]] = [answer, lines, handle, messages, in_a_thread]
+        handlers: list[Callable[..., Any]]
+        handlers = [compute, last, lines, handle, messages, in_a_thread]
         self.app = LifespanFastAPI(
             lifespan=asynccontextmanager(lifespan),
             lifespan_start=start,
             handlers=handlers,
             openapi_url=None,
         )
+        self.app.router.on_shutdown += [first_hook, second_hook]
         self.app.get("/answer")(answer)
         self.app.get("/stream")(stream)
         self.container = LifespanContainer(handlers=handlers, lifespan_start=start)
         self.gate = Gate()
+        self.state: dict[str, Any] = {}  # of the lifespan
         self.kept: Any = None
 
     # Of an application
 
     async def application(self) -> None:
         """It runs by the lifespan protocol: the rest happens until it is told to shut down."""
-        state: dict[str, Any] = {}
+        state = self.state = {}
         messages: list[str] = []
 
         async def receive() -> dict[str, Any]:
             if not messages:
                 return {"type": "lifespan.startup"}
-            await self.serve(partial(self.ask, state=state))
+            await self.serve()
+            await self.call(self.app.lifespan_container, with_others=True)
             self.ledger.turn()
             return {"type": "lifespan.shutdown"}
 
@@ -377,17 +442,42 @@ class World:
             messages.append(message["type"])
 
         scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": state}
-        await self.app(scope, receive, send)
+        with self.over():
+            await self.app(scope, receive, send)
         assert messages == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
-    async def serve(self, ask: Ask) -> None:
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """The application runs, whatever happens to the story, and is none the worse for it."""
+        with self.over():
+            async with self.app.router.lifespan_context(self.app) as state:
+                self.state = dict(state or {})
+                yield
+                await settle()  # a refresh goes on
+                self.app.dependency_overrides.clear()
+                self.ledger.turn("fake", "service")
+                assert await self.ask("/answer") == ANSWER
+                for policy in get_args(Policy):
+                    self.ledger.turn("config", "db", "model", "service")
+                    await self.app.lifespan_container.refresh(self.get_config, policy=policy)
+                    assert await self.ask("/answer") == ANSWER
+                self.ledger.turn()
+
+    @contextmanager
+    def over(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self.ledger.check_over()
+
+    async def serve(self) -> None:
         container = self.app.lifespan_container
-        assert await ask("/answer") == "200 service(db(config), model(config))"
-        await self.refresh(container, ask)
-        await self.override(container, self.app.dependency_overrides, ask)
+        assert await self.ask("/answer") == ANSWER
+        await self.refresh(container)
+        await self.override(container, self.app.dependency_overrides, self.ask)
         await self.call(container)
 
-    async def ask(self, path: str, state: dict[str, Any]) -> str:
+    async def ask(self, path: str) -> str:
         """Send a request; the client stays to the end."""
         texts: list[str] = []
         came = False
@@ -412,17 +502,17 @@ class World:
             "query_string": b"",
             "headers": [],
             "scheme": "http",
-            "state": {**state},
+            "state": {**self.state},
         }
         await self.app(scope, receive, send)
         status, *rest = texts
         return f"{status} {''.join(rest)}".replace('"', "")
 
-    async def refresh(self, container: View, ask: Ask) -> None:
-        ledger = self.ledger
+    async def refresh(self, container: View) -> None:
+        ask, ledger = self.ask, self.ledger
         ledger.turn("model", "service")
         await container.refresh(self.get_model)
-        assert await ask("/answer") == "200 service(db(config), model(config))"
+        assert await ask("/answer") == ANSWER
         gate = self.gate = Gate()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ask, "/stream")
@@ -434,7 +524,7 @@ class World:
                     await checkpoint()
             assert (await ask("/answer")).startswith("503 ")
             gate.opened.set()
-        assert await ask("/answer") == "200 service(db(config), model(config))"
+        assert await ask("/answer") == ANSWER
         ledger.turn("config", "db", "model", "service")
         draining = await container.refresh(self.get_config, drain_timeout=10)
         await draining.wait()
@@ -449,16 +539,18 @@ class World:
         assert await ask("/answer") == "200 service(db(config), fake(config))"
         ledger.turn("fake", "service")
         overrides.clear()
-        assert await ask("/answer") == "200 service(db(config), model(config))"
+        assert await ask("/answer") == ANSWER
 
     # Outside of requests
 
-    async def call(self, container: View) -> None:
-        text = "service(db(config), model(config))"
-        assert await container.call(self.answer) == text
-        async with container.enter(self.get_session) as session:
+    async def call(self, container: View, *, with_others: bool = False) -> None:
+        text = ANSWER.removeprefix("200 ")
+        if with_others and not self.has_threads:  # whose time cannot be hurried
+            self.others.start_soon(self.last_as_long_as, container)
+        assert await container.call(self.compute) == text
+        async with container.enter(self.get_note) as note:
             await checkpoint()
-            session.use()
+            note.use()
         async with aclosing(container.inject(self.lines)()) as items:  # type: ignore[type-var]
             assert [item async for item in items] == [text, text]
         if self.has_threads:
@@ -466,29 +558,35 @@ class World:
             injected = container.inject(self.in_a_thread)
             assert await anyio.to_thread.run_sync(injected) == text
 
+    async def last_as_long_as(self, container: View) -> None:
+        """A call of somebody else's, which is waited for, and cut off when that takes too long."""
+        with suppress(LifespanNotRunning):
+            await container.call(self.last)
+
     async def alone(self) -> None:
         """A container without an application."""
 
         async def ask(path: str) -> str:
-            answer = await container.call(self.answer)
+            answer = await container.call(self.compute)
             return f"200 {answer}"
 
-        async with self.container as container:
-            await self.call(container)
-            self.ledger.turn("model", "service")
-            await container.refresh(self.get_model)
-            self.ledger.turn("config", "db", "model", "service")
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(ask, "")
-                await checkpoint()
-                tasks.start_soon(
-                    partial(container.refresh, self.get_config, policy="resource_preserving")
-                )
-                await checkpoint()
-                tasks.start_soon(container.refresh, self.get_config)
-            await self.override(container, self.container.dependency_overrides, ask)
-            await container.call(self.answer)
-            self.ledger.turn()
+        with self.over():
+            async with self.container as container:
+                await ask("")
+                self.ledger.turn("model", "service")
+                await container.refresh(self.get_model)
+                self.ledger.turn("config", "db", "model", "service")
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(ask, "")
+                    await checkpoint()
+                    tasks.start_soon(
+                        partial(container.refresh, self.get_config, policy="resource_preserving")
+                    )
+                    await checkpoint()
+                    tasks.start_soon(container.refresh, self.get_config)
+                await self.override(container, self.container.dependency_overrides, ask)
+                await self.call(container, with_others=True)
+                self.ledger.turn()
 
     async def worker(self) -> None:
         """A container whose worker handles a few messages, two at a time."""
@@ -497,15 +595,16 @@ class World:
             await checkpoint()
             self.ledger.done.append(str(message))
 
-        async with self.container as container:
-            summary = await run_worker(
-                self.handle,
-                self.messages,
-                container=container,
-                concurrency=2,
-                on_done=on_done,
-                signals=(),
-            )
+        with self.over():
+            async with self.container as container:
+                summary = await run_worker(
+                    self.handle,
+                    self.messages,
+                    container=container,
+                    concurrency=2,
+                    on_done=on_done,
+                    signals=(),
+                )
         assert summary.done == 4
 
     async def again(self) -> None:
@@ -514,11 +613,16 @@ class World:
         self.container.dependency_overrides.clear()
         self.ledger.turn()
         async with self.app.router.lifespan_context(self.app) as state:
-            answer = await self.ask("/answer", dict(state or {}))
-            assert answer == "200 service(db(config), model(config))"
+            self.state = dict(state or {})
+            assert await self.ask("/answer") == ANSWER
         self.ledger.turn()
         async with self.container:
-            await self.container.call(self.answer)
+            await self.container.call(self.compute)
+
+
+async def settle() -> None:
+    for _ in range(SETTLING):
+        await checkpoint()
 
 
 class Gate:
@@ -541,10 +645,17 @@ class Way:
 
 
 Story = Callable[[World], Awaitable[None]]
+Around = Callable[[World], AbstractAsyncContextManager[None]]
 
 
-def tell(world: World, story: Story, way: Way, step: int) -> int:
+def nothing(world: World) -> AbstractAsyncContextManager[None]:
+    return nullcontext()
+
+
+def tell(world: World, story: Story, way: Way, step: int, around: Around = nothing) -> int:
     """Tell a story, cancelled at a step if it is not 0; return how many steps it has had.
+
+    What is `around` it is not cancelled.
 
     Everything that is wrong with it, and with another run after it, is raised.
     """
@@ -555,22 +666,25 @@ def tell(world: World, story: Story, way: Way, step: int) -> int:
         nonlocal length
         with watched(ledger):
             before = {task.id for task in anyio.get_running_tasks()}
-            first = steps.number
-            numbers = [first + step + after for after in way.times] if step else []
-            await (by_task if way.is_native else by_scopes)(
-                partial(story, world), steps, numbers, ledger
-            )
-            length = steps.number - first
-            steps.forget()
-            for _ in range(SETTLING):
-                await checkpoint()
-            left = [task.name for task in anyio.get_running_tasks() if task.id not in before]
-            ledger.check(not left, f"{left} still run")
+            async with anyio.create_task_group() as world.others:
+                async with around(world):
+                    first = steps.number
+                    numbers = [first + step + after for after in way.times] if step else []
+                    await (by_task if way.is_native else by_scopes)(
+                        partial(story, world), steps, numbers, ledger
+                    )
+                    length = steps.number - first
+                    steps.forget()
+                await settle()
+                left = [task.name for task in anyio.get_running_tasks() if task.id not in before]
+                ledger.check(not left, f"{left} still run")
+                world.others.cancel_scope.cancel()
             ledger.check_end(is_sequential=world.is_sequential)
             await world.again()
             ledger.check_end(is_sequential=world.is_sequential)
 
     ledger.clear()
+    ledger.is_native = way.is_native
     steps.run(main, way.backend, seed=step)
     ledger.check_memory()
     assert not ledger.faults, f"cancelled at step {step}: " + "; ".join(ledger.faults)
@@ -650,7 +764,12 @@ def watched(ledger: Ledger) -> Iterator[None]:
 
 BY_TASK, BY_SCOPES, ON_TRIO = ("asyncio", True), ("asyncio", False), ("trio", False)
 TIMES = {"once": (0,), "three times": (0, 2, 5)}
-STORIES = {"application": World.application, "container": World.alone, "worker": World.worker}
+STORIES: dict[str, tuple[Story, Around]] = {
+    "application": (World.application, nothing),
+    "visit": (World.serve, World.serving),
+    "container": (World.alone, nothing),
+    "worker": (World.worker, nothing),
+}
 WAYS = {
     f"{backend} by {'task' if is_native else 'scopes'} {times}": Way(backend, is_native, after)
     for backend, is_native in (BY_TASK, BY_SCOPES, ON_TRIO)
@@ -662,11 +781,12 @@ IN_THREADS = list(enumerate(product(WAYS, ("application", "container"), ("sequen
 STRIDE = 29
 
 
-def tell_often(world: World, story: str, way: str, first: int, stride: int) -> None:
-    length = tell(world, STORIES[story], WAYS[way], 0)
+def tell_often(world: World, name: str, way: str, first: int, stride: int) -> None:
+    story, around = STORIES[name]
+    length = tell(world, story, WAYS[way], 0, around)
     assert length > first % stride
     for step in range(1 + first % stride, length + 1, stride):
-        tell(world, STORIES[story], WAYS[way], step)
+        tell(world, story, WAYS[way], step, around)
 
 
 def case_name(case: tuple[int, Sequence[str]]) -> str:
