@@ -152,10 +152,11 @@ class Ledger(logging.Handler):
         self.begin_to_leave(record)
         self.leave(record)
 
-    def check_over(self) -> None:
-        """Whoever waits for the end of a run gets it when nothing of it is left."""
+    def check_over(self, name: str = "") -> None:
+        """Whoever waits for an end gets it when everything has been left, or all of a name."""
         for record in self.records:
-            self.check(record.state == "stopped", f"{record.name} is {record.state} after its run")
+            if name in ("", record.name):
+                self.check(record.state == "stopped", f"{record.name} is {record.state} too late")
 
     def check_end(self, *, is_sequential: bool) -> None:
         """Everything was left, and what was started and replaced together in reverse order."""
@@ -337,13 +338,11 @@ class World:
         ) -> str:
             return await answer(service, note)
 
-        async def last(
-            service: Annotated[Value, service], note: Annotated[Value, Stock(get_note)]
-        ) -> None:
+        async def last(service: Annotated[Value, service]) -> None:
             try:
                 await anyio.sleep_forever()
             finally:
-                await answer(service, note)
+                service.use()
 
         async def lines(
             service: Annotated[Value, service], note: Annotated[Value, Stock(get_note)]
@@ -355,11 +354,13 @@ class World:
 
         async def first_hook() -> None:
             ledger.hooks.append("first")
-            await checkpoint()
+            for _ in range(5):
+                await checkpoint()
 
         async def second_hook() -> None:
             ledger.hooks.append("second")
-            await checkpoint()
+            for _ in range(5):
+                await checkpoint()
 
         async def stream(service: Annotated[Value, service]) -> StreamingResponse:
             gate = self.gate
@@ -464,11 +465,11 @@ class World:
                 self.ledger.turn()
 
     @contextmanager
-    def over(self) -> Iterator[None]:
+    def over(self, name: str = "") -> Iterator[None]:
         try:
             yield
         finally:
-            self.ledger.check_over()
+            self.ledger.check_over(name)
 
     async def serve(self) -> None:
         container = self.app.lifespan_container
@@ -547,12 +548,16 @@ class World:
         text = ANSWER.removeprefix("200 ")
         if with_others and not self.has_threads:  # whose time cannot be hurried
             self.others.start_soon(self.last_as_long_as, container)
-        assert await container.call(self.compute) == text
-        async with container.enter(self.get_note) as note:
-            await checkpoint()
-            note.use()
-        async with aclosing(container.inject(self.lines)()) as items:  # type: ignore[type-var]
-            assert [item async for item in items] == [text, text]
+        with self.over("note"):
+            assert await container.call(self.compute) == text
+        with self.over("note"):
+            async with container.enter(self.get_note) as note:
+                await checkpoint()
+                note.use()
+        items: Any = container.inject(self.lines)()
+        with self.over("note"):
+            async with aclosing(items):
+                assert [item async for item in items] == [text, text]
         if self.has_threads:
             assert await container.call(self.in_a_thread) == text
             injected = container.inject(self.in_a_thread)
@@ -778,7 +783,7 @@ WAYS = {
 # Each has a number, and begins with another step: most are left out, unless it is to be thorough.
 CASES = list(enumerate(product(WAYS, STORIES, ("sequential", "concurrent"))))
 IN_THREADS = list(enumerate(product(WAYS, ("application", "container"), ("sequential",))))
-STRIDE = 29
+STRIDE = 47
 
 
 def tell_often(world: World, name: str, way: str, first: int, stride: int) -> None:
