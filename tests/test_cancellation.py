@@ -45,7 +45,7 @@ from fastapi_lifespan_deps import (
 )
 from fastapi_lifespan_deps.live.refresh import Policy
 from tests.recording import named
-from tests.stepping import Hang, Steps
+from tests.stepping import PATIENCE, Hang, Steps
 
 SETTLING = 50  # steps of a task after which nothing may be left of what is over
 
@@ -167,14 +167,13 @@ class Ledger(logging.Handler):
             if generator.ag_frame is not None and generator.__name__ != "chunks":
                 self.faults.append(f"{generator.__qualname__} is left open")
         settled = sorted(self.done + self.cut_off)
-        holds = set(self.begun) <= set(settled) <= set(self.given) and len(set(settled)) == len(
-            settled
-        )
-        self.check(holds, f"of {self.given} {self.begun} were begun, and {settled} are settled")
+        was_once = len(set(settled)) == len(settled)
         # one may have come when the worker took no more
-        self.check(
-            len(self.given) - len(settled) <= 1, f"of {self.given} only {settled} are settled"
+        is_all = set(self.begun) <= set(settled) <= set(self.given) and (
+            len(self.given) - len(settled) <= 1
         )
+        fault = f"of {self.given} {self.begun} were begun, and {settled} are settled"
+        self.check(was_once and is_all, fault)
         self.check(self.hooks in ([], ["first", "second"]), f"only the hook {self.hooks} has run")
         self.hooks.clear()
         if is_sequential:
@@ -191,7 +190,7 @@ class Ledger(logging.Handler):
         self.generators.clear()
         for thread in threading.enumerate():
             if thread.name.startswith("AnyIO"):
-                thread.join()  # it ends, and has not forgotten yet what it was given
+                thread.join(PATIENCE)  # it ends, and has not forgotten yet what it was given
         gc.collect()
         alive = [value.record.name for ref in self.values if (value := ref()) is not None]
         self.check(not alive, f"{alive} are kept in memory")
