@@ -35,7 +35,7 @@ from fastapi_lifespan_deps import (
     WorkerSummary,
     run_worker,
 )
-from fastapi_lifespan_deps.call.signals import Receiver
+from fastapi_lifespan_deps.call.signals import Receiver, listening
 from tests.processes import ServerProcess
 
 pytestmark = pytest.mark.anyio
@@ -655,6 +655,30 @@ def test_the_third_signal_takes_its_default_action(anyio_backend_name: str) -> N
             worker.read_until(seen)
             worker.process.terminate()
         assert worker.wait() == -signal.SIGTERM
+
+
+async def test_a_signal_wakes_the_event_loop_whichever_thread_it_comes_to() -> None:
+    """Only what it writes does: the loop's own thread is not interrupted."""
+    heard = threading.Event()
+
+    def send() -> bool:
+        signal.pthread_kill(threading.get_ident(), signal.SIGURG)
+        return heard.wait(10)
+
+    with listening([signal.SIGURG], lambda _: heard.set()):
+        assert await anyio.to_thread.run_sync(send)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_what_others_have_wake_the_event_loop_stays() -> None:
+    loop = asyncio.get_running_loop()
+    with listening([signal.SIGURG], lambda _: None):
+        loop.add_signal_handler(signal.SIGUSR2, int)
+        wanted = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(wanted)
+    found = signal.set_wakeup_fd(-1)
+    loop.remove_signal_handler(signal.SIGUSR2)
+    assert found == wanted != -1
 
 
 async def test_a_third_signal_that_does_not_end_the_process() -> None:

@@ -2,9 +2,10 @@
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -30,6 +31,7 @@ class Receiver:
         self.loop = loop
         self._process = os.getpid()
         self._previous: dict[signal.Signals, Any] = {}
+        self._waking = ExitStack()
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # it was forked, and nobody listens here
@@ -50,10 +52,13 @@ class Receiver:
 
     def take(self, number: signal.Signals) -> None:
         """Become the handler of a signal."""
+        if not self._previous:
+            self._waking.enter_context(_waking(self.loop))
         self._previous[number] = signal.signal(number, self)
 
     def give_back(self) -> None:
         """Put the handlers back that were there before, unless somebody has put others."""
+        self._waking.close()
         for number in self._previous:
             is_ours = signal.getsignal(number) is self
             if is_ours:
@@ -99,6 +104,32 @@ def listening(numbers: Iterable[signal.Signals], listener: Listener) -> Iterator
             receiver.listeners.remove(listening)
             if not receiver.listeners:
                 receiver.give_back()
+
+
+@contextmanager
+def _waking(loop: Any) -> Iterator[None]:
+    """Let signals wake the event loop, unless it sees to that itself, as trio's and uvloop's do.
+
+    A handler runs in Python: one that is due when the loop is about to wait would wait with it.
+    """
+    there = signal.set_wakeup_fd(-1)
+    if there != -1:
+        signal.set_wakeup_fd(there, warn_on_full_buffer=False)
+        yield
+        return
+    reads, writes = socket.socketpair()
+    with reads, writes:
+        reads.setblocking(False)
+        writes.setblocking(False)
+        loop.add_reader(reads, reads.recv, 4096)
+        signal.set_wakeup_fd(writes.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            now = signal.set_wakeup_fd(-1)
+            if now != writes.fileno():  # that of others, who came later
+                signal.set_wakeup_fd(now)
+            loop.remove_reader(reads)
 
 
 def _checked(numbers: Iterable[signal.Signals]) -> frozenset[signal.Signals]:
