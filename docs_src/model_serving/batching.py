@@ -265,10 +265,10 @@ class Batcher:
         except BaseException as error:
             # They hold what was on the device, as long as anybody holds the error.
             traceback.clear_frames(error.__traceback__)
-            self._metrics.failed_batches.labels("inference").inc()
             self._fail(batch, error)
             if not isinstance(error, Exception):
-                raise
+                raise  # The batcher is being stopped: no batch has failed.
+            self._metrics.failed_batches.labels("inference").inc()
             return
         seconds = perf_counter() - started
         self._seconds_per_text = seconds / len(batch)
