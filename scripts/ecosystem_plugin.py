@@ -9,9 +9,10 @@ import pytest
 from swap import applications, swap, swapped
 
 from fastapi_lifespan_deps import Depends, LifespanFastAPI
+from fastapi_lifespan_deps.call.view import open_calls
 from fastapi_lifespan_deps.declare.collect import collect_routes
 from fastapi_lifespan_deps.declare.params import SCOPE_KEY
-from fastapi_lifespan_deps.live.run import Run
+from fastapi_lifespan_deps.live.run import Run, RunOptions
 from fastapi_lifespan_deps.serve.binding import Binder
 
 SWAP = bool(os.environ["ECOSYSTEM_SWAP"])
@@ -33,7 +34,9 @@ async def call_running(self, scope, receive, send):
     is_request = scope["type"] in ("http", "websocket")
     if not is_request or SCOPE_KEY in scope or self.router.lifespan_runs.find(scope):
         return await call(self, scope, receive, send)
-    run, runs = Run(self.router, self, self, binder=Binder), self.router.lifespan_runs
+    run = Run(self.router, self, self, RunOptions(), binder=Binder)
+    runs = self.router.lifespan_runs
+    open_calls(run)
     await run.start(collect_routes(self))
     runs.open(run)
     run.serve()
@@ -41,6 +44,7 @@ async def call_running(self, scope, receive, send):
         return await call(self, scope, receive, send)
     finally:
         run.begin_to_stop()
+        await run.calls.close()
         await runs.close(run)
         run.end(None)
 

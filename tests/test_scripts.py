@@ -1,9 +1,11 @@
 """The scripts on a laptop: macOS has bash 3.2 and BSD's commands, Windows has neither."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -221,3 +223,57 @@ def test_what_can_not_be_is_told_at_once(
 ) -> None:
     laptop = Laptop(tmp_path, **{"python3": PYTHON, **commands})
     assert laptop.run(*command) == (1, said)
+
+
+OF_ANOTHER_PROJECT = """
+import fastapi
+from fastapi.testclient import TestClient
+
+app = fastapi.FastAPI()
+
+
+@app.get("/")
+async def read(page: int = fastapi.Depends(lambda page: page)) -> int:
+    return page
+
+
+def test_without_a_start():
+    assert TestClient(app).get("/?page=2").json() == 2
+
+
+def test_with_one():
+    with TestClient(app) as client:
+        assert client.get("/?page=2").json() == 2
+
+
+def test_that_is_ours():
+    assert type(app).__name__ == "LifespanFastAPI"
+"""
+
+
+@pytest.mark.parametrize("swap", ["", "yes"], ids=["untouched", "swapped"])
+def test_other_projects_tests_meet_this_library(swap: str, tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(OF_ANOTHER_PROJECT)
+    results = tmp_path / "results.json"
+    options = [
+        "-p",
+        "ecosystem_plugin",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        os.devnull,
+        "--rootdir",
+        ".",
+    ]
+    command = [sys.executable, "-m", "pytest", "-q", *options, "test_it.py"]
+    variables = {
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'scripts'}",
+        "ECOSYSTEM_SWAP": swap,
+        "ECOSYSTEM_RESULTS": str(results),
+    }
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, **variables})
+    tests = [
+        f"test_it.py::test_{name}#1" for name in ("without_a_start", "with_one", "that_is_ours")
+    ]
+    outcomes = ["passed", "passed", "passed" if swap else "failed"]
+    assert json.loads(results.read_text()) == dict(zip(tests, outcomes, strict=True))
