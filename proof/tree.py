@@ -3,7 +3,7 @@
 `git rev-parse COMMIT:fastapi_lifespan_deps COMMIT:tests` gives the same for a commit; changes that
 are not committed count, too. `python -m proof.tree` prints it, and
 
-    python -m proof.tree NAME TREE EXIT_CODE [ARGUMENT...]
+    python -m proof.tree NAME TREE EXIT_CODE SECONDS [ARGUMENT...]
 
 writes to .results/NAME.json what came of a script that began when it was TREE: `keep_result` of
 scripts/common does both. It takes Python's own library alone.
@@ -45,7 +45,9 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def main(name: str = "", before: str = "", exit_code: str = "", *arguments: str) -> None:
+def main(
+    name: str = "", before: str = "", exit_code: str = "", seconds: str = "", *arguments: str
+) -> None:
     try:
         tree = tree_hash()
     except (OSError, subprocess.CalledProcessError):
@@ -58,6 +60,7 @@ def main(name: str = "", before: str = "", exit_code: str = "", *arguments: str)
         "passed": exit_code == "0" and before == tree,
         "has_changed_meanwhile": before != (tree or "unknown"),
         "exit_code": int(exit_code),
+        "seconds": int(seconds),
         "arguments": arguments,
         "python": platform.python_version(),
         "date": now(),

@@ -365,3 +365,23 @@ def test_scripts_tell_in_which_state_of_the_code_they_ran() -> None:
         text = (ROOT / "scripts" / name).read_text()
         assert f'\nkeep_result {name} "$@"\n' in text
         assert "\nexec " not in text
+
+
+@pytest.mark.parametrize("exit_code", [0, 3])
+def test_what_comes_of_a_script_is_kept(exit_code: int, tmp_path: Path) -> None:
+    for name in ("scripts/common", "proof/tree.py"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    for folder in PROVEN:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "code.py").touch()
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    script = tmp_path / "scripts" / "long"
+    script.write_text(f'source scripts/common\nkeep_result long "$@"\nexit {exit_code}\n')
+    ended = subprocess.run(["bash", script, "some", "arguments"], cwd=tmp_path)
+    assert ended.returncode == exit_code
+    result = json.loads((tmp_path / ".results/long.json").read_text())
+    assert result["tree"] == tree_hash(root=tmp_path)
+    assert (result["exit_code"], result["passed"]) == (exit_code, exit_code == 0)
+    assert result["arguments"] == ["some", "arguments"]
+    assert result["seconds"] >= 0
