@@ -193,7 +193,7 @@ class Load:
 
     def _talk(self, id: str, messages: int) -> Seen:
         """So many messages and their echo; with 0, as many as there are until somebody stops."""
-        seen = partial(Seen, id, "websocket")
+        seen, pid = partial(Seen, id, "websocket"), 0
         try:
             with connect(
                 f"ws://127.0.0.1:{self.port}/talk?id={id}", open_timeout=PATIENCE, proxy=None
@@ -213,8 +213,10 @@ class Load:
         except ConnectionRefusedError:
             return seen("refused")
         except ConnectionClosed as error:
-            code = error.rcvd.code if error.rcvd else "no close frame"
-            return seen("closed" if error.rcvd else "broken", f"{code}")
+            if error.rcvd:
+                return seen("closed", f"{error.rcvd.code}", pid)
+            # also raised if the connection is reset before it was asked to become a WebSocket
+            return seen("broken" if pid else "unanswered", "no close frame", pid)
         except (ConnectionError, EOFError, InvalidMessage) as error:
             return seen("unanswered", repr(error))
         except InvalidStatus as error:

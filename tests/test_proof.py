@@ -8,19 +8,22 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 pytest.importorskip("websockets")
 pytest.importorskip("fcntl", reason="the servers are sent signals of Unix")
 
+from websockets.exceptions import ConnectionClosedError
+
 from proof import __main__ as command
 from proof import claims, matrix, report
 from proof.claims import Violation
+from proof.faults import FAULTS
 from proof.lineup import SERVERS, UVICORN
-from proof.load import Seen
-from proof.matrix import Cell, Matrix, Result
+from proof.load import Load, Seen
+from proof.matrix import Cell, Matrix, Result, cells
 from proof.record import Record, Recorder
 from proof.servers import Limit, Server
 from proof.stage import Stage
@@ -348,6 +351,35 @@ def test_the_table() -> None:
     assert not report.passed([])
 
 
+@pytest.mark.parametrize(("received", "outcome"), [([], "unanswered"), (["1"], "broken")])
+def test_a_websocket_that_ends_without_a_close_frame(
+    monkeypatch: pytest.MonkeyPatch, received: list[str], outcome: str
+) -> None:
+    """In its handshake, nothing has been begun."""
+
+    class Reset:
+        def __enter__(self) -> Self:
+            if not received:
+                raise ConnectionClosedError(None, None)
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def send(self, message: str) -> None: ...
+
+        def recv(self, timeout: float) -> str:
+            if not received:
+                raise ConnectionClosedError(None, None)
+            return received.pop(0)
+
+    monkeypatch.setattr("proof.load.connect", lambda *_, **__: Reset())
+    load = Load(0)
+    load.hold(1)
+    load.stop()
+    [seen] = [one for one in load.seen if one.kind == "websocket"]
+    assert seen.outcome == outcome
+
+
 @pytest.mark.server
 @pytest.mark.parametrize(("lie", "outcome"), [("", "holds"), ("leaves twice", "fails")])
 def test_a_cell(tmp_path: Path, lie: str, outcome: str) -> None:
@@ -385,3 +417,13 @@ def test_what_comes_of_a_script_is_kept(exit_code: int, tmp_path: Path) -> None:
     assert (result["exit_code"], result["passed"]) == (exit_code, exit_code == 0)
     assert result["arguments"] == ["some", "arguments"]
     assert result["seconds"] >= 0
+
+
+def test_the_page_shows_the_whole_table() -> None:
+    """docs/how-it-is-tested.md has it from there: see scripts/prove."""
+    shown = (ROOT / "docs_src" / "proof.md").read_text()
+    head, _, *rows = [line for line in shown.splitlines() if line.startswith("|")]
+    assert head == f"|  | {' | '.join(server.name for server in SERVERS)} |"
+    assert [row.split(" | ")[0] for row in rows] == [f"| {fault}" for fault in FAULTS]
+    assert f"\n{len(cells(SERVERS, FAULTS))} cells: " in shown
+    assert " 0 fail, " in shown
