@@ -14,35 +14,27 @@ import asyncio
 import itertools
 import operator
 import random
-import socket
 import statistics
-import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import cached_property
-from pathlib import Path
+from contextlib import ExitStack
 from time import perf_counter, process_time
 from typing import Any, NamedTuple
 
-import httptools
-import uvicorn
 import uvloop
 from rich.table import Table
 
 from .competitors import depends, lifespan_deps, plain
 from .competitors.case import Case, endpoint
-from .requests import WrongAnswer
+from .connection import Connection
+from .server import Server, running, serve
 
-HOST = "127.0.0.1"
 COUNTS = (5, 20)
 STARTS = 5
 ROUNDS = 3  # with the same servers
 CONNECTIONS = 16
 REQUESTS = 1_500  # in a burst
 BURST_SECONDS = 30  # at most
-STOP_SECONDS = 10  # at most
 SEED = 4
 
 GLOBALS = "globals"
@@ -124,16 +116,21 @@ def _starts(effort: float) -> int:
 async def _measure(found: Found, order: random.Random, advance: Callable[[str], None]) -> None:
     with ExitStack() as stack:
         servers = {
-            (count, name): stack.enter_context(_running(name, count)) for count, name in found
+            (count, name): stack.enter_context(running(__name__, name, str(count)))
+            for count, name in found
         }
-        for server in servers.values():
-            await server.burst()  # to warm up
+
+        async def burst(count: int, name: str) -> Burst:
+            return await _burst(servers[count, name], count)
+
+        for count, name in found:
+            await burst(count, name)  # to warm up
         for _ in range(ROUNDS):
             for count in order.sample(COUNTS, len(COUNTS)):
-                before = await servers[count, GLOBALS].burst()
+                before = await burst(count, GLOBALS)
                 for name in order.sample(OTHERS, len(OTHERS)):
-                    own = await servers[count, name].burst()
-                    after = await servers[count, GLOBALS].burst()
+                    own = await burst(count, name)
+                    after = await burst(count, GLOBALS)
                     beside = Burst(*map(statistics.mean, zip(before, after, strict=True)))
                     found[count, name].append((own, beside))
                     found[count, GLOBALS].append((after, after))
@@ -159,114 +156,34 @@ def _medians(bursts: list[tuple[Burst, Burst]]) -> dict[str, Any]:
 # The client
 
 
-class Connection(asyncio.Protocol):
-    """Sends the next request when the last one is answered, until nobody has one left to send.
-
-    It does no more than that, so that the server is what is busy, and not the client.
-    """
-
-    transport: asyncio.Transport
+class Client(Connection):
+    """Expects the same answer each time."""
 
     def __init__(self, requests: Iterator[int], expected: bytes) -> None:
-        self.requests = requests  # of all connections
-        self.expected = expected
-        self.done = asyncio.get_running_loop().create_future()
-        self.parser = httptools.HttpResponseParser(self)
-        self.body = b""
-
-    def connection_made(self, transport: Any) -> None:  # uvloop's is no asyncio.Transport
-        self.transport = transport
-
-    def send(self) -> None:
-        if next(self.requests, None) is None:
-            self.done.set_result(None)
-            self.transport.close()
-        else:
-            self.body = b""
-            self.transport.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-
-    def data_received(self, data: bytes) -> None:
-        self.parser.feed_data(data)
-
-    def on_body(self, body: bytes) -> None:
-        self.body += body
-
-    def on_message_complete(self) -> None:
-        status = self.parser.get_status_code()
-        if (status, self.body) == (200, self.expected):
-            self.send()
-        else:
-            self.done.set_exception(WrongAnswer(f"{status}, {self.body!r}, not {self.expected!r}"))
-            self.transport.close()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self.done.done():
-            self.done.set_exception(error or ConnectionError("the server has closed a connection"))
-
-
-class Server:
-    """A server, as its client knows it. It tells its CPU time through a pipe when asked."""
-
-    def __init__(self, process: "subprocess.Popen[str]", expected: bytes) -> None:
-        self.process = process
+        super().__init__(requests)
         self.expected = expected
 
-    @cached_property
-    def port(self) -> int:
-        return int(self.line())  # the first
-
-    def line(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError("a server has ended")
-        return line
-
-    def cpu_time(self) -> float:
-        assert self.process.stdin is not None
-        print(file=self.process.stdin, flush=True)
-        return float(self.line())
-
-    async def burst(self) -> Burst:
-        loop = asyncio.get_running_loop()
-        requests = iter(range(REQUESTS))
-        async with asyncio.timeout(BURST_SECONDS):
-            opened = [
-                await loop.create_connection(
-                    lambda: Connection(requests, self.expected), HOST, self.port
-                )
-                for _ in range(CONNECTIONS)
-            ]
-            server, client, start = self.cpu_time(), process_time(), perf_counter()
-            for _, connection in opened:
-                connection.send()
-            await asyncio.gather(*(connection.done for _, connection in opened))
-        seconds, client = perf_counter() - start, process_time() - client
-        return Burst(seconds, self.cpu_time() - server, client)
+    def is_right(self, body: bytes) -> bool:
+        return body == self.expected
 
 
-@contextmanager
-def _running(name: str, count: int) -> Iterator[Server]:
-    command = [sys.executable, "-m", __name__, name, str(count)]
-    repository = Path(__file__).parent.parent
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, cwd=repository, stdin=pipe, stdout=pipe, text=True)
-    with process:
-        assert process.stdin is not None
-        try:
-            yield Server(process, str(count).encode())
-        finally:
-            process.stdin.close()  # which ends it
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
+async def _burst(server: Server, count: int) -> Burst:
+    requests = iter(range(REQUESTS))
+    expected = str(count).encode()
+    async with asyncio.timeout(BURST_SECONDS):
+        clients = await server.connect(lambda: Client(requests, expected), CONNECTIONS)
+        used, client, start = server.cpu_time(), process_time(), perf_counter()
+        for one in clients:
+            one.send()
+        await asyncio.gather(*(one.done for one in clients))
+    seconds, client = perf_counter() - start, process_time() - client
+    return Burst(seconds, server.cpu_time() - used, client)
 
 
 # A server, in a process of its own
 
 
-def _serve(name: str, count: int) -> None:
+def _application(name: str, count: int) -> Any:
     case = Case(count)
 
     def count_right(services: tuple[object, ...]) -> int:
@@ -274,26 +191,8 @@ def _serve(name: str, count: int) -> None:
         return sum(map(operator.is_, services, itertools.chain.from_iterable(case.made)))
 
     case.namespace["count"] = count_right
-    config = uvicorn.Config(
-        APPLICATIONS[name](case),
-        loop="uvloop",
-        http="httptools",
-        lifespan="on",
-        access_log=False,
-        log_level="warning",
-    )
-    server = uvicorn.Server(config)
-    with socket.create_server((HOST, 0)) as listening:
-        print(listening.getsockname()[1], flush=True)
-        threading.Thread(target=_tell_cpu_time, args=[server], daemon=True).start()
-        server.run(sockets=[listening])
-
-
-def _tell_cpu_time(server: uvicorn.Server) -> None:
-    for _ in sys.stdin:
-        print(process_time(), flush=True)
-    server.should_exit = True  # the client has gone
+    return APPLICATIONS[name](case)
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], int(sys.argv[2]))
+    serve(_application(sys.argv[1], int(sys.argv[2])))
