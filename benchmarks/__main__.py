@@ -1,7 +1,7 @@
 """Run the benchmarks, show their tables, and write a JSON file and a plot.
 
 For example:
-    scripts/bench                      all parts, in about seven minutes
+    scripts/bench                      all parts, in about ten minutes
     scripts/bench requests --quick     one part, with a tenth of the work
 """
 
@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import report
+from .report import PARTS
 
-PARTS = ("requests", "calls", "startup", "live", "serving")
 QUICK = 0.1
 
 

@@ -2,17 +2,28 @@
 
 import asyncio
 import gc
+import importlib
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import fastapi
 import pytest
+from fastapi.testclient import TestClient
 
-from benchmarks import calls, live, report, requests
-from benchmarks.competitors import callers, contestants, depends, lifespan_deps, plain
+from benchmarks import calls, handshakes, live, report, requests
+from benchmarks.competitors import (
+    callers,
+    connectors,
+    contestants,
+    depends,
+    lifespan_deps,
+    plain,
+)
 from benchmarks.competitors.calling import Call, Caller, Calls, Start
 from benchmarks.competitors.case import Case, Contestant, endpoint
+from benchmarks.competitors.connecting import COUNT, Connector, Handshakes
 from benchmarks.measure import Subject, measure
 
 
@@ -22,7 +33,7 @@ def small_again() -> None:
     gc.freeze()
 
 
-def names(found: list[Contestant] | list[Caller]) -> list[str]:
+def names(found: list[Contestant] | list[Caller] | list[Connector]) -> list[str]:
     return [one.name for one in found]
 
 
@@ -55,6 +66,8 @@ def test_a_library_that_is_not_installed_is_told() -> None:
     assert ("svcs", "not installed: No module named 'svcs'") in told
     told = [one for one in callers() if not isinstance(one, Caller)]
     assert ("dishka", "not installed: No module named 'dishka'") in told
+    told = [one for one in connectors() if not isinstance(one, Connector)]
+    assert ("wireup", "not installed: No module named 'wireup'") in told
 
 
 WAYS_TO_CALL = [*lifespan_deps.CALLERS, *plain.CALLERS]
@@ -175,6 +188,74 @@ def test_a_visit_of_the_startup_benchmark_gets_the_right_answers(variant: str) -
     assert found.keys() >= {"build", "walk", "startup", "startup again", "share"}
 
 
+CONNECTORS = [*lifespan_deps.CONNECTORS, *plain.CONNECTORS]
+
+
+@pytest.mark.parametrize("connector", CONNECTORS, ids=names(CONNECTORS))
+def test_each_start_with_handshakes_is_verified_and_measured(connector: Connector) -> None:
+    found = asyncio.run(handshakes._measure([connector], 0.0, 2, lambda: None))
+    [result] = found.values()
+    assert "problem" not in result
+    assert result["visits"] == 2
+
+
+async def opening_twice(opener: plain.Opener) -> None:
+    await plain.by_levels(opener)
+    await opener.open(0)
+
+
+async def opening_anew(opener: plain.Opener) -> None:
+    await plain.by_levels(opener)
+    opener.opened[19] = object()
+
+
+async def leaving_open(opener: plain.Opener) -> None:
+    await plain.by_levels(opener)
+    opener.stack.pop_all()
+
+
+async def closing_in_the_order_of_opening(opener: plain.Opener) -> None:
+    await plain.by_levels(opener)
+    exits = opener.stack.pop_all()._exit_callbacks  # type: ignore[attr-defined]
+    opener.stack._exit_callbacks.extend(reversed(exits))  # type: ignore[attr-defined]
+
+
+async def opening_over_others(opener: plain.Opener) -> None:
+    for index in range(COUNT):
+        await opener.open(index)
+        if index == 6:
+            opener.opened[0], opener.opened[1] = opener.opened[1], opener.opened[0]
+
+
+@pytest.mark.parametrize(
+    ("open_all", "problem"),
+    [
+        (opening_twice, "connection 0 was opened 2 times"),
+        (opening_anew, "'0' instead of 6"),
+        (leaving_open, "connection 0 wasn't closed"),
+        (closing_in_the_order_of_opening, "connection 7 was closed after what it is over"),
+        (opening_over_others, "connection 7 was opened over"),
+    ],
+)
+def test_a_start_that_does_something_else_is_told(
+    open_all: Callable[[plain.Opener], object], problem: str
+) -> None:
+    wrong = Connector("wrong", plain.lifespan_function(open_all))
+    found = asyncio.run(handshakes._measure([wrong], 0.0, 2, lambda: None))
+    assert found["wrong"]["problem"].startswith(f"WrongAnswer: {problem}")
+
+
+def test_the_longest_path_of_handshakes_has_three() -> None:
+    handshakes = Handshakes(0.0)
+    with TestClient(lifespan_deps.connecting("concurrent")(handshakes)) as client:
+        assert client.get("/").json() == 6
+
+    def depth(connection: Any) -> int:
+        return 1 + max(map(depth, connection.over), default=0)
+
+    assert {depth(opened) for [opened] in handshakes.opened} == {1, 2, 3}
+
+
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
@@ -197,3 +278,51 @@ def test_the_worst_doubling_of_a_live_operation_is_what_the_budget_is_about() ->
     assert growth["ratios"] == [2.0, 4.0]
     [budget] = report.budgets({"live": {"rows": {"close": {"what": "one closes", **growth}}}})
     assert (budget.measured, budget.is_met) == (4.0, False)
+
+
+APPLICATIONS = [
+    (name, kind) for name in ("ours", "by hand") for kind in ("waits", "computes", "releases")
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), APPLICATIONS)
+def test_each_application_of_the_refresh_benchmark_refreshes(name: str, kind: str) -> None:
+    refreshes = the_refresh_benchmark()
+    app = refreshes.APPLICATIONS[name](refreshes._provider(kind, 0.0))
+    with TestClient(app) as client:
+        assert [client.get("/").json() for _ in range(2)] == [0, 0]
+        assert client.post("/refresh").json() == 1
+        assert client.get("/").json() == 1
+
+
+@pytest.mark.parametrize("name", ["ours", "by hand"])
+def test_a_refresh_under_load_is_verified_and_measured(name: str) -> None:
+    refreshes = the_refresh_benchmark()
+    found: Any = {(name, "waits"): []}
+    asyncio.run(refreshes._measure(found, 0.05, 1, random.Random(0), lambda: None))
+    [(before, during)] = found[name, "waits"]
+    assert before.worst >= before.median
+    assert during.worst >= during.median
+
+
+def test_what_is_answered_beside_a_refresh_is_compared_with_what_was_before() -> None:
+    refreshes = the_refresh_benchmark()
+    answers = [refreshes.Answer(*one) for one in ((0, 1, 4), (1, 2, 4), (2, 5, 4), (5, 6, 5))]
+    refreshes._verify(answers, refreshes.Answer(3, 5, 5))
+    before, during = (refreshes._window(answers, *times) for times in ((0, 3), (3, 5)))
+    assert (before.rate, before.worst) == (2 / 3, 3)
+    assert (during.rate, during.worst) == (1 / 2, 3)
+
+
+@pytest.mark.parametrize("wrong", [(0, 1, 5), (2, 5, 3), (6, 7, 4)])
+def test_a_wrong_value_beside_a_refresh_is_told(wrong: tuple[int, int, int]) -> None:
+    refreshes = the_refresh_benchmark()
+    with pytest.raises(requests.WrongAnswer, match="instead of one of"):
+        refreshes._verify([refreshes.Answer(*wrong)], refreshes.Answer(3, 5, 5))
+
+
+def the_refresh_benchmark() -> Any:
+    """It needs what only some environments have."""
+    pytest.importorskip("uvloop")
+    pytest.importorskip("httptools")
+    return importlib.import_module("benchmarks.refreshes")

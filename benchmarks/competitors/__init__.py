@@ -9,6 +9,7 @@ from typing import Any
 
 from .calling import Caller
 from .case import Contestant
+from .connecting import Connector
 
 OWN = ["plain", "lifespan_deps", "depends"]
 # Named as their distributions, but for the hyphens.
@@ -16,6 +17,9 @@ LIBRARIES = ["wireup", "dishka", "svcs", "that_depends", "fastapi_injector", "de
 LIBRARIES += ["fastapi_singleton", "litestar"]
 # Those that call functions outside of requests.
 CALLING = ["dishka", "taskiq_dependencies", "that_depends", "fast_depends", "fastapi_injectable"]
+
+# Those that open at the start, or by the first request, what is opened by an async function.
+CONNECTING = ["dependency_injector", "that_depends", "dishka", "wireup"]
 
 # scripts/bench notes here what it could not install: a distribution, a tab, and why.
 NOT_INSTALLED = Path(sys.prefix, "not-installed")
@@ -31,6 +35,12 @@ def callers() -> Iterator[Caller | tuple[str, str]]:
     """The same for calls outside of requests."""
     for found in _modules(["lifespan_deps", "plain", *CALLING]):
         yield from [found] if isinstance(found, tuple) else found.CALLERS
+
+
+def connectors() -> Iterator[Connector | tuple[str, str]]:
+    """The same for connections that are opened at the start."""
+    for found in _modules(["lifespan_deps", "plain", *CONNECTING]):
+        yield from [found] if isinstance(found, tuple) else found.CONNECTORS
 
 
 def _modules(names: list[str]) -> Iterator[Any]:

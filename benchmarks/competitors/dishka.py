@@ -3,6 +3,8 @@ parameters, once with `DishkaRoute` and once with `@inject`.
 
 Outside of requests, a request scope for each call, entered by hand; or by `wrap_injection`, which
 is for frameworks that dishka doesn't know.
+
+Connections are opened by the first request that takes them.
 """
 
 from contextlib import asynccontextmanager
@@ -16,14 +18,16 @@ from fastapi import FastAPI
 from . import plain
 from .calling import Caller, Engine, Session
 from .case import ENDPOINT, Contestant
+from .connecting import COUNT, Connector
+
+
+@asynccontextmanager
+async def lifespan(app):
+    yield
+    await app.state.dishka_container.close()
 
 
 def application(case, route_class=None, decorator=lambda function: function):
-    @asynccontextmanager
-    async def lifespan(app):
-        yield
-        await app.state.dishka_container.close()
-
     app = FastAPI(openapi_url=None, lifespan=lifespan)
     if route_class is not None:
         app.router.route_class = route_class
@@ -83,3 +87,20 @@ CALLERS = [
     Caller("dishka", entering, plain.shielded),
     Caller("dishka, wrap_injection", wrapped, plain.shielded),
 ]
+
+
+# Connections
+
+
+def connecting(handshakes):
+    provider = Provider(scope=Scope.APP)
+    for index in range(COUNT):
+        provider.provide(handshakes.provider(index, handshakes.types.__getitem__))
+    app = FastAPI(openapi_url=None, lifespan=lifespan)
+    app.router.route_class = DishkaRoute
+    app.get("/")(handshakes.endpoint(lambda index: FromDishka[handshakes.types[index]]))
+    setup_dishka(make_async_container(provider), app)
+    return app
+
+
+CONNECTORS = [Connector("dishka", connecting)]

@@ -12,7 +12,7 @@ Outside of requests, a container by itself: what `container.inject` makes of a f
 from asyncio import Event, create_task
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import fastapi
 from fastapi import FastAPI
@@ -22,6 +22,7 @@ from fastapi_lifespan_deps import Depends, LifespanContainer, LifespanFastAPI
 from . import plain
 from .calling import Call, Caller, Calls, Engine, Session, Start
 from .case import Case, Contestant, Form, endpoint, sync_endpoint, through_dependency, websocket
+from .connecting import COUNT, Connector, Handshakes
 
 
 def taking(form: Form) -> Callable[[Case], FastAPI]:
@@ -159,4 +160,26 @@ CALLERS = [
         plain.session_in_thread,
         in_thread=True,
     ),
+]
+
+
+# Connections that are opened at the start
+
+
+def connecting(how: Literal["sequential", "concurrent"]) -> Callable[[Handshakes], FastAPI]:
+    def build(handshakes: Handshakes) -> FastAPI:
+        declared: list[Any] = []
+        for index in range(COUNT):
+            depends = Depends(handshakes.provider(index, declared.__getitem__), scope="lifespan")
+            declared.append(Annotated[handshakes.types[index], depends])
+        app = LifespanFastAPI(openapi_url=None, lifespan_start=how)
+        app.get("/")(handshakes.endpoint(declared.__getitem__))
+        return app
+
+    return build
+
+
+CONNECTORS = [
+    Connector(f"{OURS}, concurrent", connecting("concurrent")),
+    Connector(OURS, connecting("sequential")),
 ]

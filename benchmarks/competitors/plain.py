@@ -6,15 +6,18 @@ The floor: an endpoint with the services as parameters, filled by `functools.par
 
 Calls outside of requests, by hand: the engine is a variable, and the session a context manager,
 whose clean-up runs shielded from cancellation, as it should, or not.
+
+Connections that are opened at the start: by a lifespan function, one after the other, or level by
+level, those of a level at once in a task group.
 """
 
 import functools
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
-from anyio import CancelScope
-from fastapi import APIRouter, FastAPI
+from anyio import CancelScope, create_task_group
+from fastapi import APIRouter, FastAPI, Request
 
 from .calling import Call, Caller, Calls, Engine, Session
 from .case import (
@@ -27,6 +30,7 @@ from .case import (
     through_dependency,
     websocket,
 )
+from .connecting import COUNT, LEVELS, Connector, Handshakes, over
 
 
 def global_services(case: Case) -> list[Any]:
@@ -143,3 +147,58 @@ async def session_in_thread(calls: Calls) -> AsyncIterator[Call]:
 
 
 CALLERS = [Caller("by hand, not shielded", unshielded, shielded)]
+
+
+# Connections that are opened at the start
+
+
+class Opener:
+    """What a lifespan function has opened."""
+
+    def __init__(self, handshakes: Handshakes, stack: AsyncExitStack) -> None:
+        self.stack = stack
+        self.open_one = asynccontextmanager(handshakes.connection)
+        self.opened: dict[int, Any] = {}
+
+    async def open(self, index: int) -> None:
+        below = [self.opened[one] for one in over(index)]
+        self.opened[index] = await self.stack.enter_async_context(self.open_one(index, *below))
+
+
+def lifespan_function(open_all: Callable[[Opener], Any]) -> Callable[[Handshakes], FastAPI]:
+    def build(handshakes: Handshakes) -> FastAPI:
+        @asynccontextmanager
+        async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+            async with AsyncExitStack() as stack:
+                opener = Opener(handshakes, stack)
+                await open_all(opener)
+                app.state.connections = [opener.opened[index] for index in LEVELS[-1]]
+                yield
+
+        app = FastAPI(openapi_url=None, lifespan=lifespan)
+
+        @app.get("/")
+        async def read(request: Request) -> int:
+            return handshakes.right(request.app.state.connections)
+
+        return app
+
+    return build
+
+
+async def one_after_the_other(opener: Opener) -> None:
+    for index in range(COUNT):
+        await opener.open(index)
+
+
+async def by_levels(opener: Opener) -> None:
+    for level in LEVELS:
+        async with create_task_group() as tasks:
+            for index in level:
+                tasks.start_soon(opener.open, index)
+
+
+CONNECTORS = [
+    Connector("lifespan by hand, a task group for each level", lifespan_function(by_levels)),
+    Connector("lifespan by hand, one after the other", lifespan_function(one_after_the_other)),
+]

@@ -3,18 +3,22 @@
 Its route class for FastAPI turns defaults into just that.
 
 Outside of requests, `@inject` enters a `ContextResource` for each call.
+
+Connections that are opened at the start are `Resource`s, which the lifespan initializes.
 """
 
 from contextlib import asynccontextmanager
+from typing import Annotated
 
 from fastapi import Depends, FastAPI
 from that_depends import BaseContainer, inject
-from that_depends.providers import ContextResource, Singleton
+from that_depends.providers import ContextResource, Resource, Singleton
 from that_depends.providers.context_resources import ContextScopes
 
 from . import plain
 from .calling import Caller
 from .case import Contestant, endpoint
+from .connecting import COUNT, Connector, over
 
 
 def singletons(case):
@@ -51,3 +55,33 @@ async def injected(calls):
 
 
 CALLERS = [Caller("that-depends", injected, plain.shielded)]
+
+
+# Connections that are opened at the start
+
+
+def connecting(handshakes):
+    resources = []
+    for index in range(COUNT):
+        below = [resources[one].cast for one in over(index)]
+        provider = handshakes.provider(index, handshakes.types.__getitem__)
+        resources.append(Resource(provider, *below))
+    declared = {f"connection_{index}": one for index, one in enumerate(resources)}
+    container = type(f"Container{id(handshakes)}", (BaseContainer,), declared)
+
+    @asynccontextmanager
+    async def lifespan(app):
+        await container.init_resources()
+        yield
+        await container.tear_down()
+
+    app = FastAPI(openapi_url=None, lifespan=lifespan)
+    app.get("/")(
+        handshakes.endpoint(
+            lambda index: Annotated[handshakes.types[index], Depends(resources[index])]
+        )
+    )
+    return app
+
+
+CONNECTORS = [Connector("that-depends, Resource", connecting)]

@@ -7,6 +7,8 @@ An endpoint's injected parameters cost less if the factories are synchronous. Th
 - a class-based handler: the services are given to its constructor when the application starts,
   and its endpoint reads its attributes. Such a handler comes in an included router, and so does
   the endpoint that it is compared with.
+
+Connections are opened by the first request that takes them.
 """
 
 from functools import partial
@@ -20,6 +22,7 @@ from wireup.integration.fastapi import WireupRoute
 
 from . import plain
 from .case import Contestant, endpoint
+from .connecting import COUNT, Connector
 
 
 def container(case):
@@ -60,3 +63,21 @@ CONTESTANTS = [
     ),
     Contestant("wireup, class-based handler", class_based, plain.in_included_router),
 ]
+
+
+# Connections
+
+
+def connecting(handshakes):
+    providers = [
+        injectable(handshakes.provider(index, handshakes.types.__getitem__))
+        for index in range(COUNT)
+    ]
+    app = FastAPI(openapi_url=None)
+    app.router.route_class = WireupRoute
+    app.get("/")(handshakes.endpoint(lambda index: Injected[handshakes.types[index]]))
+    wireup.integration.fastapi.setup(wireup.create_async_container(injectables=providers), app)
+    return app
+
+
+CONNECTORS = [Connector("wireup", connecting)]
