@@ -3,7 +3,7 @@
 Three kinds: with a lifespan value and an asynchronous generator of the call's own; with the
 lifespan value alone; and both synchronous, in a worker thread, with the container in the event
 loop. Each is verified before: all calls get the one engine, and each leaves its session before it
-returns.
+returns. Whether it also does when it is cancelled, is told.
 """
 
 import asyncio
@@ -59,9 +59,11 @@ async def _measure(
     subjects: dict[str, tuple[Subject, Calls]] = {}
     baselines: dict[Start, Subject] = {}
     results: dict[str, dict[str, Any]] = {}
+    shielded: dict[str, bool | None] = {}
     async with AsyncExitStack() as stack:
         for caller in found:
             try:
+                shielded[caller.name] = await _is_shielded(caller)
                 baseline = baselines.get(caller.baseline)
                 if baseline is None:
                     baseline, _ = await _started(caller, caller.baseline, None, stack)
@@ -81,7 +83,20 @@ async def _measure(
     for name, (subject, calls) in subjects.items():
         problem = calls.not_left()
         results[name] = {"problem": problem} if problem else subject.result(counter)
+        results[name]["is_shielded"] = shielded[name]
     return results
+
+
+async def _is_shielded(caller: Caller) -> bool | None:
+    """Whether a cancelled call leaves its session; None where none is left by an await."""
+    calls = Calls()
+    async with caller.start(calls) as call:
+        if caller.in_thread:
+            return None
+        await call(0)
+        if not calls.engines[0].opened:
+            return None
+        return await calls.is_shielded(call)
 
 
 async def _started(
@@ -131,14 +146,15 @@ def tables(result: dict[str, Any]) -> list[Table]:
         padding=(0, 1),
     )
     table.add_column("")
-    for heading in ("÷ by hand", "µs", "by hand, µs"):
+    for heading in ("÷ by hand", "µs", "by hand, µs", "shielded"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in result["callers"].items():
         if "problem" in row:
             notes.append("[red]" + escape(f"{name}: {row['problem']}") + "[/red]")
-            table.add_row(escape(name), "-", "-", "-")
+            table.add_row(escape(name), *"----")
         else:
             figures = row["ratio"], row["us"], row["baseline_us"]
-            table.add_row(escape(name), *(f"{figure:.2f}" for figure in figures))
+            shielded = {True: "yes", False: "no", None: ""}[row["is_shielded"]]
+            table.add_row(escape(name), *(f"{figure:.2f}" for figure in figures), shielded)
     table.caption = "\n".join(notes)
     return [table]

@@ -79,6 +79,8 @@ def test_each_way_to_call_is_verified_and_measured(caller: Caller) -> None:
     [result] = found.values()
     assert "problem" not in result
     assert result["visits"] == 2 * caller.visits_per_round
+    has_session = not caller.in_thread and "values" not in caller.name
+    assert result["is_shielded"] == ("not shielded" not in caller.name if has_session else None)
 
 
 @asynccontextmanager

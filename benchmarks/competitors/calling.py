@@ -1,9 +1,12 @@
 """One way to call a function outside of requests: what it is given, and whether that is left."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
+
+from anyio import CancelScope
+from anyio.lowlevel import checkpoint
 
 VERIFIED_CALLS = 10
 
@@ -13,6 +16,7 @@ class Engine:
 
     opened = 0
     closed = 0
+    is_slow = False  # whether to close a session takes an await
 
 
 class Session:
@@ -25,6 +29,8 @@ class Session:
         engine.opened += 1
 
     async def close(self) -> None:
+        if self.engine.is_slow:
+            await checkpoint()
         self.engine.closed += 1
 
     def close_now(self) -> None:
@@ -136,6 +142,17 @@ class Calls:
         if sessions and len(set(sessions)) != VERIFIED_CALLS:
             problems.append(f"it made {len(set(sessions))} sessions for {VERIFIED_CALLS} calls")
         return problems[0] if problems else None
+
+    async def is_shielded(self, call: Callable[[int], Awaitable[Any]]) -> bool:
+        """Whether the session of a call that is cancelled is closed to the end."""
+        [engine] = self.engines
+        with CancelScope() as scope:
+            self.count = lambda found: scope.cancel() or len(found)
+            engine.is_slow = True
+            # What a library makes of a cancellation is not the question.
+            with suppress(Exception):
+                await call(0)
+        return self.not_left() is None
 
     def not_left(self) -> str | None:
         """What is wrong if a session goes on though no call does."""
