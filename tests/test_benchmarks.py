@@ -324,7 +324,17 @@ def test_a_wrong_value_beside_a_refresh_is_told(wrong: tuple[int, int, int]) -> 
 
 
 def the_refresh_benchmark() -> Any:
-    """It needs what only some environments have."""
+    return needing_a_server("refreshes")
+
+
+def needing_a_server(name: str) -> Any:
+    """A benchmark that needs what only some environments have."""
     pytest.importorskip("uvloop")
     pytest.importorskip("httptools")
-    return importlib.import_module("benchmarks.refreshes")
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+@pytest.mark.parametrize("name", ["globals", "app.state", "ours"])
+def test_each_server_answers_how_many_services_are_right(name: str) -> None:
+    with TestClient(needing_a_server("serving")._application(name, 5)) as client:
+        assert [client.get("/").json() for _ in range(2)] == [5, 5]
