@@ -43,15 +43,17 @@ CONTESTANTS = [Contestant("that-depends", singletons, plain.in_endpoint)]
 
 @asynccontextmanager
 async def injected(calls):
-    class Container(BaseContainer):
-        default_scope = ContextScopes.INJECT
-        engine = Singleton(calls.make_engine)
-        session = ContextResource(calls.session(), engine.cast)
-
+    engine = Singleton(calls.make_engine)
+    declared = {
+        "default_scope": ContextScopes.INJECT,
+        "engine": engine,
+        "session": ContextResource(calls.session(), engine.cast),
+    }
+    container = type(f"Container{id(calls)}", (BaseContainer,), declared)
     handle = calls.taking_session()
-    handle.__defaults__ = Container.engine, Container.session
+    handle.__defaults__ = container.engine, container.session
     yield inject(handle)
-    await Container.tear_down()
+    await container.tear_down()
 
 
 CALLERS = [Caller("that-depends", injected, plain.shielded)]
