@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from inspect import isclass
+from typing import Annotated, Any, Protocol, get_origin
 
 from .exceptions import (
     UnavailableLifespanDependency,
@@ -79,11 +80,15 @@ def many_places(provider: Provider) -> UninitializedLifespanDependency:
 
 
 def not_declared(provider: Provider) -> UninitializedLifespanDependency:
-    return UninitializedLifespanDependency(
-        provider,
-        "nothing asked for it when the application started",
+    advice = (
         "Declare it in a route, a dependency or a hook that exists at startup, or in the "
-        "`dependencies=[...]` of the application; routes that the lifespan function adds count.",
+        "`dependencies=[...]` of the application; routes that the lifespan function adds count."
+    )
+    if isclass(provider) or get_origin(provider) is Annotated:
+        by_provider = "A value is found by its provider, the very callable that `Depends` is given"
+        advice = f"{by_provider}, not by its type. {advice}"
+    return UninitializedLifespanDependency(
+        provider, "nothing asked for it when the application started", advice
     )
 
 

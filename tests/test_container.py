@@ -121,6 +121,24 @@ def test_what_is_shared_by_nobody_is_not_there(seen: Seen, provider: Any, proble
         assert caught.value.provider is provider
 
 
+@pytest.mark.parametrize(
+    ("provider", "is_type"),
+    [
+        (Thing, True),
+        (Annotated[Thing, Depends(get_pool, scope="lifespan")], True),
+        (get_unused, False),
+    ],
+)
+def test_a_type_finds_no_value_and_the_message_says_why(
+    seen: Seen, provider: Any, is_type: bool
+) -> None:
+    with TestClient(make_app(seen)) as client:
+        client.get("/")
+        with pytest.raises(UninitializedLifespanDependency) as caught:
+            seen.container[provider]
+        assert ("by its provider" in str(caught.value)) is is_type
+
+
 def test_anything_hashable_may_be_asked_for(seen: Seen) -> None:
     with TestClient(make_app(seen)) as client:
         client.get("/")
