@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import anyio
 import fastapi
 import pytest
-from fastapi import BackgroundTasks, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, BackgroundTasks, FastAPI, HTTPException, Request, Response
 from fastapi.testclient import TestClient
 from starlette.middleware.base import RequestResponseEndpoint
 
@@ -23,6 +23,7 @@ from fastapi_lifespan_deps import (
     LifespanFastAPI,
     LifespanNotRunning,
     UninitializedLifespanDependency,
+    View,
     get_container,
 )
 from tests.clients import PATIENCE, running
@@ -173,7 +174,39 @@ def test_a_cache_may_be_filled_by_several_threads() -> None:
     assert len(made) == 2
 
 
+def test_a_cache_that_stays_gives_the_same_object_to_direct_calls_and_after_a_refresh() -> None:
+    @lru_cache
+    def load_prices() -> object:
+        return object()
+
+    app = LifespanFastAPI()
+
+    @app.post("/")
+    async def refresh(
+        prices: Annotated[object, Depends(load_prices, scope="lifespan")],
+        container: Annotated[View, Depends(get_container)],
+    ) -> list[bool]:
+        await container.refresh(load_prices)
+        return [one is load_prices() for one in (prices, container[load_prices])]
+
+    with TestClient(app) as client:
+        assert client.post("/").json() == [True, True]
+
+
 # on_event
+
+
+@hooks_are_deprecated
+def test_hooks_of_an_included_router_run_once() -> None:
+    seen: list[str] = []
+    router = APIRouter()
+    router.on_event("startup")(partial(seen.append, "router"))
+    app = LifespanFastAPI()
+    app.include_router(router)
+    app.router.add_event_handler("startup", partial(seen.append, "added"))
+    with TestClient(app):
+        pass
+    assert sorted(seen) == ["added", "router"]
 
 
 @hooks_are_deprecated

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator
 from threading import Barrier, Thread
+from typing import Annotated
 
 import pytest
 from dependency_injector import containers, providers
+from dependency_injector.ext.starlette import Lifespan
 from dependency_injector.wiring import Closing, Provide, inject
-from fastapi import HTTPException
+from fastapi import Depends, FastAPI, HTTPException
 from fastapi.testclient import TestClient
 
 from tests.moving import TEST_URL, URL, failing, load, log, shop, with_failing_commit
@@ -95,6 +97,63 @@ def test_a_resource_that_is_closed_after_each_call_is_shared_by_calls_at_the_sam
     finally:
         container.unwire()
     assert first is second
+
+
+class LocalSessions(containers.DeclarativeContainer):
+    session = providers.ContextLocalResource(open_session)
+
+
+@inject
+async def wait(
+    both: asyncio.Barrier, session: object = Closing[Provide[LocalSessions.session]]
+) -> object:
+    await both.wait()
+    return session
+
+
+def test_a_context_local_resource_is_each_calls_own() -> None:
+    async def work() -> list[object]:
+        both = asyncio.Barrier(2)
+        return await asyncio.gather(wait(both), wait(both))
+
+    container = LocalSessions()
+    container.wire(modules=[__name__])
+    try:
+        first, second = asyncio.run(work())
+    finally:
+        container.unwire()
+    assert first is not second
+
+
+async def keep(log: list[str], what: str, *needed: str) -> AsyncIterator[str]:
+    log.append(f"open the {what}")
+    yield what
+    log.append(f"close the {what}")
+
+
+class Shop(containers.DeclarativeContainer):
+    __self__ = providers.Self()
+    lifespan = providers.Singleton(Lifespan, __self__)
+    log = providers.Object(list[str]())
+    pool = providers.Resource(keep, log, "pool")
+    session = providers.ContextLocalResource(keep, log, "session", pool)
+
+
+@inject
+async def use(session: Annotated[str, Depends(Closing[Provide[Shop.session]])]) -> None: ...
+
+
+def test_closing_also_closes_what_the_resource_is_made_from() -> None:
+    container = Shop()
+    container.wire(modules=[__name__])
+    app = FastAPI(lifespan=container.lifespan())
+    app.get("/")(use)
+    try:
+        with TestClient(app) as client:
+            client.get("/")
+            assert container.log()[-2:] == ["close the session", "close the pool"]
+    finally:
+        container.unwire()
 
 
 def test_configuration_comes_from_files_and_the_environment() -> None:
