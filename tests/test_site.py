@@ -169,6 +169,16 @@ def test_the_picture_can_be_read(width: int, browser: Browser, url: str) -> None
             assert scale * size >= 10
 
 
+@pytest.mark.parametrize("where", ["/performance/", "/how-to/see-what-starts/"])
+def test_pictures_are_scrolled_rather_than_shrunk(where: str, browser: Browser, url: str) -> None:
+    with looking(browser, url, "light", 400) as page:
+        page.goto(f"{url}{where}", wait_until="load")
+        picture = page.locator("article img").first
+        assert picture.evaluate("img => img.clientWidth >= 500")
+        assert picture.evaluate("img => img.parentElement.scrollWidth >= 500")
+        assert not has_horizontal_scroll(page)
+
+
 def test_search(browser: Browser, url: str) -> None:
     with looking(browser, url, "light", 1280) as page:
         page.goto(f"{url}/")
