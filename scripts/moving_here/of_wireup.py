@@ -1,12 +1,15 @@
 """What the page on wireup says of that library. scripts/moving runs it."""
 
 import asyncio
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from fastapi import HTTPException
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
-from wireup import create_async_container, create_sync_container, injectable
+from wireup import Injected, create_async_container, create_sync_container, injectable
 from wireup.errors import WireupError
+from wireup.integration.fastapi import request_factory, setup
 
 from tests.moving import TEST_URL, URL, failing, load, log, shop, with_failing_commit
 
@@ -95,6 +98,32 @@ def test_a_transient_is_made_each_time_and_qualifiers_tell_two_of_a_type_apart()
 
 def test_a_scope_ends_before_the_response() -> None:
     assert with_failing_commit("wireup.before") == with_failing_commit("wireup.after") == 500
+
+
+@pytest.mark.parametrize("is_around", [False, True])
+def test_a_scope_in_middleware_mode_ends_after_the_response(is_around: bool) -> None:
+    lines: list[str] = []
+
+    @injectable(lifetime="scoped")
+    async def get_path(request: Request) -> AsyncIterator[str]:
+        yield request.url.path
+        lines.append("the scope ends")
+
+    async def read(path: Injected[str]) -> StreamingResponse:
+        def body() -> Iterator[str]:
+            lines.append("the response is sent")
+            yield path
+
+        return StreamingResponse(body())
+
+    app = FastAPI()
+    app.get("/", response_model=None)(read)
+    container = create_async_container(injectables=[get_path, request_factory])
+    setup(container, app, middleware_mode=is_around)
+    with TestClient(app) as client:
+        assert client.get("/").text == "/"
+    in_order = ["the scope ends", "the response is sent"]
+    assert lines == (in_order[::-1] if is_around else in_order)
 
 
 def test_during_the_move_an_override_reaches_both() -> None:
