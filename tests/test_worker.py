@@ -12,6 +12,7 @@ import warnings
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import timedelta
 from functools import partial
 from typing import Annotated, Any
 
@@ -520,7 +521,7 @@ async def test_a_call_that_takes_too_long_has_failed(log: Log) -> None:
             handle,
             numbers(1),
             container=container,
-            call_timeout=0.001,
+            call_timeout=timedelta(milliseconds=1),
             on_error=lambda message, error: errors.append(error),
         )
         assert summary.failed == 1
@@ -592,7 +593,9 @@ async def test_calls_are_cancelled_when_the_grace_period_is_over(log: Log) -> No
                 terminate()
 
             tasks.start_soon(stop)
-            summary = await run_worker(handle, numbers(9), container=container, grace_period=0)
+            summary = await run_worker(
+                handle, numbers(9), container=container, grace_period=timedelta(0)
+            )
             assert summary == WorkerSummary(1, 0, 0, 1, signal.SIGTERM)
 
 

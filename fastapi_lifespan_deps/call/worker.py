@@ -6,6 +6,7 @@ import math
 import signal
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
+from datetime import timedelta
 from inspect import isawaitable
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +19,7 @@ from anyio import (
 )
 
 from fastapi_lifespan_deps._compat import kind_of
+from fastapi_lifespan_deps.declare.options import seconds_given
 from fastapi_lifespan_deps.events import logger
 from fastapi_lifespan_deps.exceptions import LifespanNotRunning, LifespanTimeout, Step, name_of
 from fastapi_lifespan_deps.live.asking import Standing
@@ -72,8 +74,8 @@ async def run_worker(
     concurrency: int = 1,
     on_done: OnDone | None = None,
     on_error: OnError | None = None,
-    call_timeout: float | None = None,
-    grace_period: float = 30.0,
+    call_timeout: float | timedelta | None = None,
+    grace_period: float | timedelta = 30.0,
     signals: Collection[signal.Signals] = SIGNALS,
 ) -> WorkerSummary:
     """Handle messages, each by a call of its own, until there are no more or a signal comes.
@@ -106,9 +108,10 @@ async def run_worker(
         on_error: called with the message and the error of a call. If it returns, the worker goes
             on; if it raises, the worker stops with that. May be as `on_done`. It is not told of
             cancellations.
-        call_timeout: seconds after which a call of an `async` handler is cancelled, and fails with
-            `LifespanTimeout`. Waiting for a value that is being refreshed does not count.
-        grace_period: seconds that running calls have when the worker stops.
+        call_timeout: seconds, or a `timedelta`, after which a call of an `async` handler is
+            cancelled, and fails with `LifespanTimeout`. Waiting for a value that is being refreshed
+            does not count.
+        grace_period: seconds, or a `timedelta`, that running calls have when the worker stops.
         signals: which stop it; `()` for none.
 
     Returns:
@@ -126,10 +129,12 @@ async def run_worker(
         ```
     """
     at = container._standing
-    _check_numbers(concurrency, call_timeout, grace_period)
-    stop = Stop(grace_period)
+    if not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1:
+        raise ValueError(f"concurrency={concurrency!r}: give how many messages at once, 1 or more")
+    limit = None if call_timeout is None else seconds_given("call_timeout", call_timeout)
+    stop = Stop(seconds_given("grace_period", grace_period, may_be_0=True))
     loop = _Loop(
-        Worker(at, handler, concurrency, call_timeout),
+        Worker(at, handler, concurrency, limit),
         Source(messages, at),
         None if on_done is None else _Callback(at, on_done, "on_done"),
         None if on_error is None else _Callback(at, on_error, "on_error"),
@@ -140,20 +145,6 @@ async def run_worker(
         logger.info("The worker leaves signals to the server of the application")
     with listening(signals, stop.hear), at.run.calls.telling(stop.end):
         return await loop.run(concurrency)
-
-
-def _check_numbers(concurrency: object, call_timeout: object, grace_period: object) -> None:
-    if not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1:
-        raise ValueError(f"concurrency={concurrency!r}: give how many messages at once, 1 or more")
-    if call_timeout is not None and not _seconds(call_timeout) > 0:
-        raise ValueError(f"call_timeout={call_timeout!r}: give seconds, more than 0, or None")
-    if not _seconds(grace_period) >= 0:
-        raise ValueError(f"grace_period={grace_period!r}: give seconds, 0 or more")
-
-
-def _seconds(value: object) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number else math.nan  # type: ignore[return-value]
 
 
 class Worker:
