@@ -684,6 +684,45 @@ async def test_what_others_have_wake_the_event_loop_stays() -> None:
     assert found == wanted != -1
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("is_taken", [False, True])
+async def test_what_others_have_closed_does_not_wake_the_event_loop(is_taken: bool) -> None:
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+    signal.set_wakeup_fd(writes)
+    os.close(reads)
+    os.close(writes)
+    if is_taken:  # its number, by a file that may block
+        other = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(other, writes)
+        os.close(other)
+    heard = threading.Event()
+
+    def send() -> bool:
+        signal.pthread_kill(threading.get_ident(), signal.SIGURG)
+        return heard.wait(10)
+
+    try:
+        with listening([signal.SIGURG], lambda _: heard.set()):
+            assert await anyio.to_thread.run_sync(send)
+    finally:
+        if is_taken:
+            os.close(writes)
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+async def test_signals_come_if_others_have_forgotten_the_event_loop() -> None:
+    heard = anyio.Event()
+    wakes = signal.set_wakeup_fd(-1)  # trio's own
+    try:
+        with listening([signal.SIGURG], lambda _: heard.set()):
+            signal.raise_signal(signal.SIGURG)
+            with anyio.fail_after(10):
+                await heard.wait()
+    finally:
+        signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+
+
 async def test_a_third_signal_that_does_not_end_the_process() -> None:
     began, goes = threading.Event(), threading.Event()
 

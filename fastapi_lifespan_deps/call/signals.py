@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -112,9 +112,7 @@ def _waking(loop: Any) -> Iterator[None]:
 
     A handler runs in Python: one that is due when the loop is about to wait would wait with it.
     """
-    there = signal.set_wakeup_fd(-1)
-    if there != -1:
-        signal.set_wakeup_fd(there, warn_on_full_buffer=False)
+    if _is_woken() or not hasattr(loop, "add_reader"):
         yield
         return
     reads, writes = socket.socketpair()
@@ -130,6 +128,16 @@ def _waking(loop: Any) -> Iterator[None]:
             if now != writes.fileno():  # that of others, who came later
                 signal.set_wakeup_fd(now)
             loop.remove_reader(reads)
+
+
+def _is_woken() -> bool:
+    """Whether others have set what signals write to: their loop, or ours, wakes by it."""
+    there = signal.set_wakeup_fd(-1)
+    if there != -1:
+        with suppress(OSError, ValueError):  # they have closed it, and have not said so
+            signal.set_wakeup_fd(there, warn_on_full_buffer=False)
+            return True
+    return False
 
 
 def _checked(numbers: Iterable[signal.Signals]) -> frozenset[signal.Signals]:
