@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import fastapi
 import pytest
@@ -14,6 +14,7 @@ from fastapi_lifespan_deps import (
     Depends,
     InvalidDependencyScope,
     InvalidLifespanDependency,
+    LifespanContainer,
     LifespanFastAPI,
 )
 
@@ -294,3 +295,41 @@ def test_clause_4_a_type_alias_works_in_a_lifespan_dependency() -> None:
     first, *_ = lifespan_of(Annotated[list[Settings], Depends(get_both, scope="lifespan")])
 
     assert [type(value) for value in first] == [Settings, Settings]
+
+
+Renamed = TypeAliasType("Renamed", Given)
+Described = TypeAliasType("Described", Annotated[Inferred, "the settings"])
+Noted = Annotated[Given, "the settings"]
+
+
+def test_clause_10_an_alias_of_an_alias_is_not_left_to_its_default() -> None:
+    """FastAPI refuses them in an endpoint; nobody else would notice."""
+
+    def get_values(
+        renamed: Renamed = None,  # type: ignore[assignment] # as people write it
+        described: Described = None,  # type: ignore[assignment]
+        noted: Noted = None,  # type: ignore[assignment]
+    ) -> list[Settings]:
+        return [renamed, described, noted]
+
+    first, *_ = lifespan_of(Annotated[list[Settings], Depends(get_values, scope="lifespan")])
+    assert [type(value) for value in first] == [Settings] * 3
+    assert list(map(type, LifespanContainer().run(get_values))) == [Settings] * 3
+
+
+def test_clause_4_an_annotation_that_is_made_of_itself_is_a_plain_one() -> None:
+    class Round:
+        @property
+        def __value__(self) -> "Round":
+            return self
+
+    def get_value(value: Any = 1) -> Any:
+        return value
+
+    get_value.__annotations__["value"] = Round()
+    assert LifespanContainer().run(get_value) == 1
+
+
+def test_clause_12_an_alias_of_an_alias_is_no_provider() -> None:
+    with pytest.raises(InvalidLifespanDependency, match="that is an annotation"):
+        Depends(cast(Any, Renamed), scope="lifespan")

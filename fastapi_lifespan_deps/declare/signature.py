@@ -10,6 +10,9 @@ from typing import Annotated, Any, get_args, get_origin
 from fastapi import params
 from pydantic.fields import FieldInfo
 
+# How many layers of a callable, or of an annotation, are looked at: one may be made of itself.
+MOST_LAYERS = 1000
+
 VARIADIC = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 
 
@@ -24,14 +27,11 @@ class Parameter:
 
     @classmethod
     def of(cls, parameter: inspect.Parameter) -> "Parameter":
-        annotation, default = parameter.annotation, parameter.default
-        # `type X = Annotated[...]`, from typing or from typing_extensions
-        annotation = getattr(annotation, "__value__", annotation)
-        marker: params.Depends | FieldInfo | None = None
-        if get_origin(annotation) is Annotated:
-            annotation, *metadata = get_args(annotation)
-            markers = (params.Depends, params.Param, params.Body)
-            marker = next((item for item in reversed(metadata) if isinstance(item, markers)), None)
+        annotation, metadata = _read(parameter.annotation)
+        default = parameter.default
+        markers = (params.Depends, params.Param, params.Body)
+        marker: params.Depends | FieldInfo | None
+        marker = next((item for item in reversed(metadata) if isinstance(item, markers)), None)
         if isinstance(default, params.Depends | FieldInfo):
             marker = default
         return cls(parameter.name, annotation, default, marker)
@@ -47,6 +47,24 @@ class Parameter:
         if self.annotation is inspect.Parameter.empty:
             return self.name
         return f"{self.name}: {inspect.formatannotation(self.annotation)}"
+
+
+def _read(annotation: Any) -> tuple[Any, list[Any]]:
+    """A type, and the metadata that it is annotated with, innermost first.
+
+    By `Annotated[...]`, and by `type X = Annotated[...]`, from typing or from typing_extensions;
+    also by one that is made of another.
+    """
+    metadata: list[Any] = []
+    for _ in range(MOST_LAYERS):
+        if get_origin(annotation) is Annotated:
+            annotation, *outer = get_args(annotation)
+            metadata = [*outer, *metadata]
+        elif hasattr(annotation, "__value__"):
+            annotation = annotation.__value__
+        else:
+            break
+    return annotation, metadata
 
 
 def parameters(call: Callable[..., Any]) -> list[Parameter]:
@@ -93,17 +111,13 @@ def is_variadic(signature: inspect.Signature) -> bool:
 
 def is_annotated(alias: Any) -> bool:
     """Whether it is an `Annotated[...]`, or a name of one that `type` has made."""
-    return get_origin(getattr(alias, "__value__", alias)) is Annotated
+    return bool(_read(alias)[1])
 
 
 def origin_of(call: Any) -> Any:
     """The class of a generic alias, `Repo` of `Repo[User]`; anything else as it is."""
     origin = get_origin(call)
     return origin if inspect.isclass(origin) else call
-
-
-# How many layers of a callable are looked at; an object may say that it wraps itself.
-MOST_LAYERS = 1000
 
 
 def layers(call: Any) -> Iterator[Any]:
