@@ -14,6 +14,7 @@ from fastapi_lifespan_deps import (
     DependencyCycleError,
     DependencyScopeError,
     Depends,
+    LifespanContainer,
     LifespanFastAPI,
     UninitializedLifespanDependency,
 )
@@ -663,3 +664,6 @@ def test_runs_one_after_the_other_see_the_overrides_of_their_time() -> None:
     assert chain.get() == "session(factory(engine(fake))) engine(fake)"
     chain.app.dependency_overrides = {}
     assert chain.get() == "session(factory(engine(settings))) engine(settings)"
+    chain.app.dependency_overrides = None  # type: ignore[assignment] # FastAPI takes it
+    assert chain.get() == "session(factory(engine(settings))) engine(settings)"
+    assert LifespanContainer.for_app(chain.app).run(lambda: "runs") == "runs"

@@ -142,7 +142,7 @@ async def test_set_replaced_and_removed() -> None:
     assert service.log == ["stop cache", "stop user of db", "stop db"]
 
 
-@pytest.mark.parametrize("how", ["removed", "cleared", "assigned"])
+@pytest.mark.parametrize("how", ["removed", "cleared", "assigned", "none"])
 async def test_every_way_to_change_the_dict_is_seen(how: str) -> None:
     service = Service()
     service.gate.open()
@@ -158,7 +158,7 @@ async def test_every_way_to_change_the_dict_is_seen(how: str) -> None:
         elif how == "cleared":
             service.overrides.clear()
         else:
-            service.app.dependency_overrides = {}
+            service.app.dependency_overrides = {} if how == "assigned" else None  # type: ignore[assignment] # FastAPI takes it
         assert (await client.get("/held")).json() == "db db"
         await settle()
         assert service.log.count("stop fake") == 1

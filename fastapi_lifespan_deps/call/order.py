@@ -291,6 +291,7 @@ def check(
             f"{function!r} cannot be called, and so nothing can be injected into it. Give the "
             "function itself."
         )
+    overrides = overrides or {}  # which may be None, for FastAPI
     for declaration in walked(function, overrides_provider, overrides).declarations:
         key = declaration.key
         if key is not None and key.provider not in overrides:

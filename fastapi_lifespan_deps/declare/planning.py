@@ -25,7 +25,7 @@ class Planning:
         own = self._overrides_provider
         found = dict.fromkeys((own, *(one for one in providers if one is not None)))
         return {
-            overrides_provider: dict(overrides_provider.dependency_overrides)
+            overrides_provider: dict(overrides_provider.dependency_overrides or {})
             for overrides_provider in found
         }
 

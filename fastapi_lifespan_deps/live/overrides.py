@@ -32,7 +32,9 @@ class OverridesInForce:
     def have_changed(self) -> bool:
         """Whether overrides are not what the current generation was made for."""
         in_force = self._in_force.items()
-        return not all(_are_same(one.dependency_overrides, applied) for one, applied in in_force)
+        return not all(
+            _are_same(one.dependency_overrides or {}, applied) for one, applied in in_force
+        )
 
     def enforce(self, overrides: Mapping[OverridesProvider, Overrides | None]) -> None:
         """Note the overrides that the current generation is made for."""
