@@ -404,7 +404,7 @@ def test_middleware_around_it() -> None:
         ("nothing:app", "'nothing:app': there is no module 'nothing'"),
         ("main.py:app", "'main.py:app': there is no module 'main.py'"),
         ("main:nothing", "'main:nothing': 'main' has no 'nothing'"),
-        ("main:app.nothing", "'main:app.nothing': 'main' has no 'nothing'"),
+        ("main:app.nothing", "'main:app.nothing': 'main:app' has no 'nothing'"),
         (
             "main:get_pool",
             "'main:get_pool' is a function, and no application. If it returns one, add --factory",

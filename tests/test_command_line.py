@@ -222,7 +222,7 @@ def test_a_time_limit(run: Run) -> None:
             "worker_main:f --messages worker_main:numbers",
             "'worker_main:f': 'worker_main' has no 'f'",
         ),
-        ("worker_main:plain.x --messages worker_main:numbers", "'worker_main' has no 'x'"),
+        ("worker_main:plain.x --messages worker_main:numbers", "'worker_main:plain' has no 'x'"),
         ("worker_main:SETS --messages worker_main:numbers", "'worker_main:SETS' is not a function"),
         ("worker_main:plain --messages worker_main:f", "Invalid value for --messages"),
         ("worker_main:injected --messages worker_main:of_another", "by different containers"),

@@ -70,11 +70,12 @@ def _named(place: str) -> Any:
     module, _, name = place.partition(":")
     if not (module and name) or module.startswith("."):
         raise NotFound(f"{place!r}: write MODULE:NAME, such as 'main:app'")
-    found = _imported(module, place)
+    found, there = _imported(module, place), module
     for part in name.split("."):
         if not hasattr(found, part):
-            raise NotFound(f"{place!r}: {place.removesuffix(name)[:-1]!r} has no {part!r}")
+            raise NotFound(f"{place!r}: {there!r} has no {part!r}")
         found = getattr(found, part)
+        there += f"{'.' if ':' in there else ':'}{part}"
     return found
 
 
