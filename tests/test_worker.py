@@ -11,7 +11,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Annotated, Any
@@ -682,6 +682,25 @@ async def test_what_others_have_wake_the_event_loop_stays() -> None:
     found = signal.set_wakeup_fd(-1)
     loop.remove_signal_handler(signal.SIGUSR2)
     assert found == wanted != -1
+
+
+async def test_signals_wake_the_event_loop_until_the_last_who_listens_has_gone() -> None:
+    heard = threading.Event()
+    before = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(before, warn_on_full_buffer=False)
+
+    def send() -> bool:
+        signal.pthread_kill(threading.get_ident(), signal.SIGURG)
+        return heard.wait(10)
+
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(listening([signal.SIGUSR2], lambda _: None))
+        second.enter_context(listening([signal.SIGURG], lambda _: heard.set()))
+        first.close()
+        assert await anyio.to_thread.run_sync(send)
+    found = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(found, warn_on_full_buffer=False)
+    assert found == before
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

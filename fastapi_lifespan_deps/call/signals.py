@@ -25,13 +25,13 @@ class Receiver:
     It stands in the process's table of handlers, where a second one who listens finds it.
     """
 
-    def __init__(self, loop: Any) -> None:
+    def __init__(self, loop: Any, waking: "Waking") -> None:
         self.listeners: list[Listening] = []
         self.received: list[signal.Signals] = []
         self.loop = loop
+        self.waking = waking
         self._process = os.getpid()
         self._previous: dict[signal.Signals, Any] = {}
-        self._waking = ExitStack()
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # it was forked, and nobody listens here
@@ -53,12 +53,12 @@ class Receiver:
     def take(self, number: signal.Signals) -> None:
         """Become the handler of a signal."""
         if not self._previous:
-            self._waking.enter_context(_waking(self.loop))
+            self.waking.begin()
         self._previous[number] = signal.signal(number, self)
 
     def give_back(self) -> None:
         """Put the handlers back that were there before, unless somebody has put others."""
-        self._waking.close()
+        self.waking.end()
         for number in self._previous:
             is_ours = signal.getsignal(number) is self
             if is_ours:
@@ -69,6 +69,32 @@ class Receiver:
         # None: it was not set by Python, which cannot put it back
         previous = self._previous[number]
         return signal.SIG_DFL if previous is None else previous
+
+
+class Waking:
+    """What wakes an event loop when a signal comes, as long as one of its receivers needs it."""
+
+    def __init__(self, loop: Any) -> None:
+        self._loop = loop
+        self._receivers = 0
+        self._entered = ExitStack()
+
+    def begin(self) -> None:
+        if not self._receivers:
+            self._entered.enter_context(_waking(self._loop))
+        self._receivers += 1
+
+    def end(self) -> None:
+        self._receivers -= 1
+        if not self._receivers:
+            self._entered.close()
+
+
+def _waking_of(loop: Any) -> Waking:
+    """That of the receivers that the event loop has, or a new one."""
+    there = map(signal.getsignal, signal.valid_signals())
+    found = (one.waking for one in there if isinstance(one, Receiver) and one.loop is loop)
+    return next(found, None) or Waking(loop)
 
 
 @contextmanager
@@ -83,7 +109,7 @@ def listening(numbers: Iterable[signal.Signals], listener: Listener) -> Iterator
         wanted = frozenset()
     loop = current_loop()
     receivers: dict[Receiver, None] = {}
-    new = Receiver(loop)
+    new = Receiver(loop, _waking_of(loop))
     listening = listener, wanted
     for number in wanted:
         there = signal.getsignal(number)
