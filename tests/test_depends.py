@@ -15,6 +15,7 @@ from fastapi_lifespan_deps import (
     InvalidDependencyScope,
     InvalidLifespanDependency,
     LifespanContainer,
+    LifespanDependencyError,
     LifespanFastAPI,
 )
 
@@ -333,3 +334,37 @@ def test_clause_4_an_annotation_that_is_made_of_itself_is_a_plain_one() -> None:
 def test_clause_12_an_alias_of_an_alias_is_no_provider() -> None:
     with pytest.raises(InvalidLifespanDependency, match="that is an annotation"):
         Depends(cast(Any, Renamed), scope="lifespan")
+
+
+class Tree:
+    """A type that is made of itself, as `type Tree = dict[str, Tree] | list[Tree]` makes it."""
+
+    @property
+    def __value__(self) -> Any:
+        return dict[str, self] | list[self]  # type: ignore[valid-type]
+
+
+@pytest.mark.parametrize("annotation", [Given | None, "Given | None", list[Noted] | None])
+def test_clause_10_what_a_larger_type_hides_is_refused(annotation: Any) -> None:
+    """A default would take its place, and nobody would notice."""
+
+    def get_value(value: Any = None) -> None: ...
+
+    get_value.__annotations__["value"] = annotation
+    text = r"get_value` .* declares `value: ...` with `Depends` inside of a larger type"
+    with pytest.raises(LifespanDependencyError, match=text), LifespanContainer(get_value).sync():
+        raise AssertionError
+    with pytest.raises(LifespanDependencyError, match=text):
+        LifespanContainer().inject(get_value)
+    with pytest.raises(LifespanDependencyError, match=text):
+        lifespan_of(Any, Depends(get_value, scope="lifespan"))
+
+
+@pytest.mark.parametrize("annotation", [Tree(), Settings | None, "Missing | None"])
+def test_clause_12_a_larger_type_without_is_left_to_its_default(annotation: Any) -> None:
+    def get_value(value: Any = 1) -> Any:
+        return value
+
+    get_value.__annotations__["value"] = annotation
+    assert LifespanContainer().run(get_value) == 1
+    assert lifespan_of(Annotated[Any, Depends(get_value, scope="lifespan")])[0] == 1

@@ -18,6 +18,7 @@ from fastapi_lifespan_deps.declare.collect import Injection
 from fastapi_lifespan_deps.declare.params import (
     LIFESPAN_NOTE,
     Key,
+    check_seen,
     lifespan_marker,
     name_step,
     validate,
@@ -27,9 +28,7 @@ from fastapi_lifespan_deps.declare.signature import Parameter, parameters
 from fastapi_lifespan_deps.exceptions import (
     DependencyCycleError,
     DependencyScopeError,
-    LifespanDependencyError,
     Step,
-    location_of,
     name_of,
 )
 
@@ -129,17 +128,6 @@ def injected_names(function: Callable[..., Any]) -> list[str]:
     return [one.name for one in parameters(function) if isinstance(one.marker, params.Depends)]
 
 
-def check_resolved(call: Callable[..., Any], parameter: Parameter) -> None:
-    """Raise for a dependency that nobody would see."""
-    if isinstance(parameter.annotation, str) and "Depends" in parameter.annotation:
-        raise LifespanDependencyError(
-            f"`{name_of(call)}` ({location_of(call)}) declares `{parameter.name}: "
-            f"{parameter.annotation}`, and not all of these names exist at run time. Import what "
-            "is imported for type checkers alone; define the function where its annotations can be "
-            "resolved, at the top of a module."
-        )
-
-
 def visible_names(function: Callable[..., Any]) -> frozenset[str]:
     """The parameters that the caller fills."""
     injected = injected_names(function)
@@ -169,7 +157,7 @@ class Walk:
         for parameter in parameters(function):
             if parameter.name in explicit:
                 continue
-            check_resolved(function, parameter)
+            check_seen(function, parameter)
             if isinstance(parameter.marker, params.Depends):
                 found.append((parameter.name, self._depends(owner, parameter, (top,))))
             elif parameter.marker is not None:
@@ -242,7 +230,7 @@ class Walk:
     def _argument(self, call: Any, parameter: Parameter, path: Sequence[Step]) -> Place | None:
         if isinstance(parameter.marker, params.Depends):
             return self._depends(call, parameter, path)
-        check_resolved(call, parameter)
+        check_seen(call, parameter)
         is_of_request = parameter.is_a(HTTPConnection, Response, BackgroundTasks, SecurityScopes)
         if parameter.marker is not None or is_of_request:
             raise _of_a_request(call, parameter, path)

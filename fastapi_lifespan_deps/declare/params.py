@@ -29,7 +29,9 @@ from fastapi_lifespan_deps.exceptions import (
     DependencyScopeError,
     InvalidDependencyScope,
     InvalidLifespanDependency,
+    LifespanDependencyError,
     Step,
+    location_of,
     name_of,
 )
 
@@ -405,6 +407,7 @@ def requirement(
     elif parameter.marker is None and parameter.is_a(Starlette):
         return Requirement(parameter.name, None)
     elif parameter.marker is None and parameter.has_default:
+        check_seen(provider, parameter)
         return None
     else:
         kind = type(parameter.marker).__name__.lower() if parameter.marker else "query or body"
@@ -416,3 +419,19 @@ def requirement(
                 f"Give `{parameter.name}` a plain default, declare it as a lifespan dependency too"
             )
     raise DependencyScopeError(provider, parameter.name, found, [*path, step], advice, **texts)
+
+
+def check_seen(call: Callable[..., Any], parameter: Parameter) -> None:
+    """Raise for a declaration that nobody would see, since a default would take its place."""
+    declares = f"`{name_of(call)}` ({location_of(call)}) declares `{parameter.name}: "
+    if isinstance(parameter.annotation, str) and "Depends" in parameter.annotation:
+        raise LifespanDependencyError(
+            f"{declares}{parameter.annotation}`, and not all of these names exist at run time. "
+            "Import what is imported for type checkers alone; define the function where its "
+            "annotations can be resolved, at the top of a module."
+        )
+    if parameter.hides_declaration:
+        raise LifespanDependencyError(
+            f"{declares}...` with `Depends` inside of a larger type, where it is not looked for. "
+            "Put it outermost: `Annotated[Client | None, Depends(...)]`."
+        )

@@ -43,6 +43,11 @@ class Parameter:
     def is_a(self, *types: type) -> bool:
         return isinstance(self.annotation, type) and issubclass(self.annotation, types)
 
+    @property
+    def hides_declaration(self) -> bool:
+        """Whether there is a `Depends` inside of its type, as in `ClientDep | None`."""
+        return self.marker is None and _hides_declaration(self.annotation)
+
     def __str__(self) -> str:
         if self.annotation is inspect.Parameter.empty:
             return self.name
@@ -65,6 +70,19 @@ def _read(annotation: Any) -> tuple[Any, list[Any]]:
         else:
             break
     return annotation, metadata
+
+
+def _hides_declaration(annotation: Any) -> bool:
+    to_look_at, known = [*get_args(annotation)], set[int]()
+    while to_look_at:
+        one = to_look_at.pop()
+        if id(one) not in known:  # a type may be made of itself
+            known.add(id(one))
+            inner, metadata = _read(one)
+            if any(isinstance(item, params.Depends) for item in metadata):
+                return True
+            to_look_at += get_args(inner)
+    return False
 
 
 def parameters(call: Callable[..., Any]) -> list[Parameter]:
