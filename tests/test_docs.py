@@ -147,7 +147,8 @@ def test_readme_shows_the_first_example() -> None:
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README.read_text()):
+    links = re.findall(r"(?:\]\(|^\[[\w-]+\]: )([^)#\s]+)", README.read_text(), re.MULTILINE)
+    for target in links:
         assert target.startswith("https://") or (ROOT / target).exists(), target
 
 

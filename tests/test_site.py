@@ -8,10 +8,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
 
@@ -94,6 +96,41 @@ def looking(browser: Browser, url: str, scheme: Scheme, width: int) -> Iterator[
     elsewhere = [one for one in requested if not one.startswith((f"{url}/", "blob:", "data:"))]
     assert elsewhere == []
     assert complaints == []
+
+
+class Links(HTMLParser):
+    """Where a page leads to, and the places on it."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.hrefs: set[str] = set()
+        self.places = {""}
+        self.feed(page.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id" and value:
+                self.places.add(value)
+            elif name == "href" and tag == "a" and value:
+                self.hrefs.add(value)
+
+
+def test_links_lead_somewhere(built: str) -> None:
+    """The build looks at no link that a page has from another file, and at few places on a page."""
+    site = ROOT / "site"
+    pages = {page: Links(page) for page in site.rglob("index.html")}
+    assert len(pages) >= len(PAGES)
+    dead = []
+    for page, links in pages.items():
+        here = f"/{page.parent.relative_to(site).as_posix()}/".replace("/./", "/")
+        for href in links.hrefs:
+            there = urlsplit(urljoin(here, href))
+            target = site / unquote(there.path).lstrip("/")
+            found = pages.get(target / "index.html")
+            is_there = target.is_file() if found is None else there.fragment in found.places
+            if not there.scheme and not is_there:
+                dead.append((here, href))
+    assert dead == []
 
 
 def address(page: Path) -> str:
