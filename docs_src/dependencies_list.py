@@ -1,10 +1,8 @@
 from fastapi_lifespan_deps import Depends, LifespanFastAPI
 
-log: list[str] = []
-
 
 async def check_schema() -> None:
-    log.append("the database has the schema that this release needs")
+    print("the database has the schema that this release needs")
 
 
 app = LifespanFastAPI(dependencies=[Depends(check_schema, scope="lifespan")])

@@ -6,13 +6,11 @@ from fastapi import APIRouter, FastAPI
 
 from fastapi_lifespan_deps import Depends, LifespanFastAPI
 
-log: list[str] = []
-
 
 async def get_model() -> AsyncIterator[str]:
-    log.append("dependency up")
+    print("dependency up")
     yield "a model"
-    log.append("dependency down")
+    print("dependency down")
 
 
 ModelDep = Annotated[str, Depends(get_model, scope="lifespan")]
@@ -20,16 +18,16 @@ ModelDep = Annotated[str, Depends(get_model, scope="lifespan")]
 
 @asynccontextmanager
 async def router_lifespan(app: Any) -> AsyncIterator[None]:
-    log.append("router's lifespan up")
+    print("router's lifespan up")
     yield
-    log.append("router's lifespan down")
+    print("router's lifespan down")
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    log.append("app's lifespan up")
+    print("app's lifespan up")
     yield
-    log.append("app's lifespan down")
+    print("app's lifespan down")
 
 
 router = APIRouter(lifespan=router_lifespan)
@@ -42,8 +40,8 @@ async def read_model(model: ModelDep) -> str:
 
 app = LifespanFastAPI(
     lifespan=lifespan,
-    on_startup=[lambda: log.append("hook up")],
-    on_shutdown=[lambda: log.append("hook down")],
+    on_startup=[lambda: print("hook up")],
+    on_shutdown=[lambda: print("hook down")],
 )
 app.include_router(router, prefix="/v1")
 app.include_router(router, prefix="/v2")

@@ -8,14 +8,12 @@ from fastapi_lifespan_deps import LifespanFastAPI
 
 from .first_steps import PoolDep
 
-log: list[str] = []
-
 
 @asynccontextmanager
 async def admin_lifespan(app: FastAPI, pool: PoolDep) -> AsyncIterator[None]:
-    log.append(f"admin up with {pool.url} {id(pool)}")
+    print(f"admin up with {pool.url} {id(pool)}")
     yield
-    log.append("admin down")
+    print("admin down")
 
 
 admin = LifespanFastAPI(lifespan=admin_lifespan)

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import Annotated
@@ -47,3 +48,7 @@ async def handle(message: Message, transaction: TransactionDep, tenant: TenantDe
 async def main(messages: Iterable[Message]) -> list[str]:
     async with container:
         return [await handle(message) for message in messages]
+
+
+if __name__ == "__main__":
+    print(*asyncio.run(main([Message(1, "acme")])), sep="\n")

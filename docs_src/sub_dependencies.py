@@ -7,15 +7,13 @@ from fastapi_lifespan_deps import Depends, LifespanFastAPI
 
 from .database import Pool, connect
 
-log: list[str] = []
-
 
 class Settings(BaseModel):
     database_url: str = "postgresql://localhost/shop"
 
 
 def get_settings() -> Settings:
-    log.append("settings read")
+    print("settings read")
     return Settings()
 
 
@@ -24,19 +22,19 @@ SettingsDep = Annotated[Settings, Depends(get_settings, scope="lifespan")]
 
 async def get_pool(settings: SettingsDep) -> AsyncIterator[Pool]:
     pool = await connect(settings.database_url)
-    log.append("pool opened")
+    print("pool opened")
     yield pool
     await pool.close()
-    log.append("pool closed")
+    print("pool closed")
 
 
 PoolDep = Annotated[Pool, Depends(get_pool, scope="lifespan")]
 
 
 async def get_cache(pool: PoolDep) -> AsyncIterator[dict[int, str]]:
-    log.append("cache filled")
+    print("cache filled")
     yield {1: await pool.fetch_user(1)}
-    log.append("cache saved")
+    print("cache saved")
 
 
 CacheDep = Annotated[dict[int, str], Depends(get_cache, scope="lifespan")]

@@ -221,21 +221,19 @@ def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         assert client.get("/page-size").json() == 20
 
 
-def test_dependencies_list() -> None:
-    example = load("dependencies_list")
-    with TestClient(example.app) as client:
+def test_dependencies_list(capsys: pytest.CaptureFixture[str]) -> None:
+    with TestClient(load("dependencies_list").app) as client:
         client.get("/")
         client.get("/")
-    assert len(example.log) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-def test_sub_dependencies() -> None:
-    example = load("sub_dependencies")
-    up = ["settings read", "pool opened", "cache filled"]
-    with TestClient(example.app) as client:
-        assert example.log == up
+def test_sub_dependencies(capsys: pytest.CaptureFixture[str]) -> None:
+    with TestClient(load("sub_dependencies").app) as client:
         assert client.get("/users/2").json() == "user 2 of postgresql://localhost/shop"
-    assert example.log == [*up, "cache saved", "pool closed"]
+        up = ["settings read", "pool opened", "cache filled"]
+        assert capsys.readouterr().out.splitlines() == up
+    assert capsys.readouterr().out.splitlines() == ["cache saved", "pool closed"]
 
 
 def test_request_scoped() -> None:
@@ -364,25 +362,22 @@ hooks_are_deprecated = pytest.mark.filterwarnings(
 
 
 @hooks_are_deprecated
-def test_hooks() -> None:
-    example = load("hooks")
-    with TestClient(example.app):
-        assert example.log == ["serving postgresql://localhost/shop"]
-    assert example.log[1:] == ["goodbye"]
+def test_hooks(capsys: pytest.CaptureFixture[str]) -> None:
+    with TestClient(load("hooks").app):
+        assert capsys.readouterr().out == "serving postgresql://localhost/shop\n"
+    assert capsys.readouterr().out == "goodbye\n"
 
 
 @hooks_are_deprecated
 @pytest.mark.filterwarnings("ignore:The `lifespan` parameter cannot be used with:UserWarning")
-def test_included_routers() -> None:
-    example = load("included_routers")
+def test_included_routers(capsys: pytest.CaptureFixture[str]) -> None:
     up = ["dependency up", "hook up", "app's lifespan up", "router's lifespan up"]
     down = [line.replace("up", "down") for line in reversed(up)]
-    with TestClient(example.app) as client:
+    with TestClient(load("included_routers").app) as client:
         assert client.get("/v1/model").json() == client.get("/v2/model").json() == "a model"
         # The router is included twice.
-        assert example.log == [*up, up[-1]]
-        example.log.clear()
-    assert example.log == [down[0], *down]
+        assert capsys.readouterr().out.splitlines() == [*up, up[-1]]
+    assert capsys.readouterr().out.splitlines() == [down[0], *down]
 
 
 def test_existing_app() -> None:
@@ -403,22 +398,22 @@ def test_mounted() -> None:
         assert client.get("/admin/pool").json().startswith("admin's")
 
 
-async def test_mounted_lifespan(anyio_backend: str) -> None:
+async def test_mounted_lifespan(anyio_backend: str, capsys: pytest.CaptureFixture[str]) -> None:
     example = load("mounted_lifespan")
     app, admin, get_pool = example.app, example.admin, load_pool(example)
     for _ in range(2):
-        example.log.clear()
         async with running(app) as client:
-            assert example.log == [f"admin up with {(await client.get('/pool')).json()}"]
+            shared = (await client.get("/pool")).json()
+            assert capsys.readouterr().out == f"admin up with {shared}\n"
             pool = admin.lifespan_container[get_pool]
             assert pool is app.lifespan_container[get_pool]
-        assert example.log[1:] == ["admin down"]
+        assert capsys.readouterr().out == "admin down\n"
         assert not pool.is_open
 
     admin.dependency_overrides[get_pool] = lambda: example_pool("admin's")
     async with running(app) as client:
         assert (await client.get("/pool")).json().startswith("postgresql")
-        assert example.log[-1].startswith("admin up with admin's")
+        assert capsys.readouterr().out.startswith("admin up with admin's")
         assert admin.lifespan_container[get_pool].url == "admin's"
 
 

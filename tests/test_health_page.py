@@ -110,7 +110,7 @@ def test_without_redis_it_does_not_start() -> None:
 def test_the_probes_ask_what_is_there_and_wait_longer_than_a_check() -> None:
     document = yaml.safe_load((HEALTH / "kubernetes.yaml").read_text())
     [container] = document["spec"]["template"]["spec"]["containers"]
-    assert container["command"][:2] == ["uvicorn", "docs_src.health.main:app"]
+    assert container["command"][:2] == ["uvicorn", "app.health.main:app"]
     [port] = container["ports"]
     assert f"--port={port['containerPort']}" in container["command"]
     paths = {getattr(route, "path", None) for route in app.routes}

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import typer
 
-from docs_src.seeing.test_shop import test_what_starts as test_what_starts
+from docs_src.seeing.shop.test_shop import test_what_starts as test_what_starts
 from fastapi_lifespan_deps.command.cli import cli
 from tests.at_prompt import normalized
 from tests.processes import ROOT
@@ -88,7 +88,7 @@ def test_the_picture() -> None:
 
 
 async def test_the_graph_of_what_runs(anyio_backend: str) -> None:
-    app = import_module("docs_src.seeing.graph_route").app
+    app = import_module("docs_src.seeing.shop.graph_route").app
     transport = httpx.ASGITransport(app)
     with anyio.fail_after(60):
         async with (

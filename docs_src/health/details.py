@@ -2,9 +2,10 @@ from typing import Annotated
 
 from fastapi import Header, HTTPException
 
-from docs_src.database import Pool
-from docs_src.first_steps import get_pool
 from fastapi_lifespan_deps import Depends, LifespanFastAPI, add_health_routes
+
+from ..database import Pool
+from ..first_steps import get_pool
 
 
 def is_open(pool: Pool) -> bool:

@@ -3,8 +3,9 @@ from typing import Annotated
 
 from fastapi import Header
 
-from docs_src.database import Pool, connect
 from fastapi_lifespan_deps import Depends, LifespanFastAPI
+
+from ..database import Pool, connect
 
 
 class Settings:

@@ -3,8 +3,7 @@ from collections.abc import Iterator
 import pytest
 from fastapi.testclient import TestClient
 
-from docs_src.database import Pool
-
+from ..database import Pool
 from .main import app, get_pool
 
 

@@ -1,6 +1,6 @@
 from fastapi.testclient import TestClient
 
-from docs_src.use_cache import app
+from ..use_cache import app
 
 
 def test_two_clients_are_two_runs() -> None:

@@ -1,6 +1,6 @@
 from fastapi_lifespan_deps import lifespan_graph
 
-from .shop.main import app
+from .main import app
 
 
 def test_what_starts() -> None:

@@ -4,7 +4,7 @@ from fastapi.responses import PlainTextResponse
 
 from fastapi_lifespan_deps import Depends, View, get_container
 
-from .shop.main import app
+from .main import app
 
 
 @app.get("/admin/graph", response_class=PlainTextResponse)
