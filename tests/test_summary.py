@@ -1,5 +1,6 @@
 """One line of the log for all starts, and one for all stops."""
 
+import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Callable
@@ -56,6 +57,26 @@ async def test_what_starts_one_after_the_other_is_summed_up(info: Callable[[], l
         }
         draining = await app.lifespan_container.refresh(get_pool)
         await draining.wait()  # what stops while it serves doesn't count
+    assert info()[-1] == "Stopped 3 lifespan dependencies in _ s"
+
+
+def test_what_stops_with_its_event_loop_is_counted_from_the_first(
+    info: Callable[[], list[str]],
+) -> None:
+    app = LifespanFastAPI(dependencies=[Depends(get_model, scope="lifespan")])
+
+    async def serve(is_up: asyncio.Event) -> None:
+        async with app.router.lifespan_context(app):
+            is_up.set()
+            await asyncio.Event().wait()
+
+    async def main() -> None:
+        is_up = asyncio.Event()
+        server = asyncio.create_task(serve(is_up))
+        await is_up.wait()
+        assert not server.done()  # and now it is cancelled, with all other tasks
+
+    asyncio.run(main())
     assert info()[-1] == "Stopped 3 lifespan dependencies in _ s"
 
 

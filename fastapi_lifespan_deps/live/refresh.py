@@ -159,7 +159,7 @@ class Refresher:
             )
 
     def _check_serving(self, provider: Provider) -> None:
-        if self._live.phase != "serving" or self._live.supervisor.is_closing:
+        if self._live.phase != "serving":
             is_starting = self._live.phase == "starting"
             raise RefreshError(
                 provider,

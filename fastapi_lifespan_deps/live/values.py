@@ -20,6 +20,8 @@ from .instance import Instance, Recipe, current_instance
 from .supervisor import Supervisor
 from .tasks import GivenUp
 
+Phase = Literal["starting", "serving", "stopping"]
+
 
 class LiveValues:
     """The instances of a run, and the generations that its requests are pinned to.
@@ -30,7 +32,7 @@ class LiveValues:
 
     def __init__(self, application: Any, supervisor: Supervisor) -> None:
         self._application = application  # what a provider gets that takes the application
-        self.phase: Literal["starting", "serving", "stopping"] = "starting"
+        self._phase: Phase = "starting"
         self.supervisor = supervisor
         self.current = Generation(Plan({}), {}, {})
         self.holdings = Holdings()
@@ -40,6 +42,16 @@ class LiveValues:
         self.absent: dict[Node, Absence] = {}  # what should be there, and is not
         self.changing = anyio.Lock()
         self._looking_again = False
+
+    @property
+    def phase(self) -> Phase:
+        """Where the run is. An event loop that is torn down stops it before anybody says so."""
+        is_torn_down = self._phase == "serving" and self.supervisor.is_closing
+        return "stopping" if is_torn_down else self._phase
+
+    @phase.setter
+    def phase(self, phase: Phase) -> None:
+        self._phase = phase
 
     # Change
 
