@@ -13,6 +13,8 @@ from tests.test_first_steps_page import package_alone
 
 pytest.importorskip("redis")
 
+pytestmark = pytest.mark.unix  # mkdir, touch
+
 PAGES = {
     f"{name}.md": (ROOT / f"docs/{name}.md").read_text()
     for name in (
