@@ -27,6 +27,9 @@ SHOWN_BY = {
         "test_faq_page::test_lru_cache_may_call_it_several_times",
     ],
     "How do I get `app.state` with types?": ["typing/container.py"],
+    "Can middleware use it, or an exception handler?": [
+        "test_docs::test_container_outside_of_routes",
+    ],
     "Can a startup hook, or the lifespan function, take dependencies?": [
         "test_docs::test_lifespan_function",
         "test_hooks::test_a_hook_gets_the_instance_that_requests_get_and_overrides_apply_to_it",
