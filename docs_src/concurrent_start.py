@@ -5,21 +5,19 @@ import anyio
 
 from fastapi_lifespan_deps import Depends, LifespanFastAPI
 
-log: list[str] = []
-
 
 async def load_model() -> AsyncIterator[str]:
     await anyio.sleep(4)  # stands for what takes four seconds
-    log.append("model loaded")
+    print("model loaded")
     yield "a model"
-    log.append("model freed")
+    print("model freed")
 
 
 async def get_pool() -> AsyncIterator[str]:
     await anyio.sleep(1)
-    log.append("pool opened")
+    print("pool opened")
     yield "a pool"
-    log.append("pool closed")
+    print("pool closed")
 
 
 PoolDep = Annotated[str, Depends(get_pool, scope="lifespan")]
@@ -27,9 +25,9 @@ PoolDep = Annotated[str, Depends(get_pool, scope="lifespan")]
 
 async def get_cache(pool: PoolDep) -> AsyncIterator[str]:
     await anyio.sleep(2)
-    log.append("cache filled")
+    print("cache filled")
     yield f"a cache of {pool}"
-    log.append("cache saved")
+    print("cache saved")
 
 
 app = LifespanFastAPI(lifespan_start="concurrent")

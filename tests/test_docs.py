@@ -963,7 +963,7 @@ def test_a_websocket_that_follows(model_file: ModelFile) -> None:
             assert not models[0].is_open
 
 
-def test_concurrent_start() -> None:
+def test_concurrent_start(capsys: pytest.CaptureFixture[str]) -> None:
     example = load("concurrent_start")
 
     async def test() -> None:
@@ -973,9 +973,10 @@ def test_concurrent_start() -> None:
             assert (await client.get("/")).json() == "a model and a cache of a pool"
 
     in_virtual_time(test)
-    assert example.log[:3] == ["pool opened", "cache filled", "model loaded"]
-    assert sorted(example.log[3:]) == ["cache saved", "model freed", "pool closed"]
-    assert example.log.index("cache saved") < example.log.index("pool closed")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:3] == ["pool opened", "cache filled", "model loaded"]
+    assert sorted(printed[3:]) == ["cache saved", "model freed", "pool closed"]
+    assert printed.index("cache saved") < printed.index("pool closed")
 
 
 def test_time_limits(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
