@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.processes import ROOT
+from tests.processes import ROOT, ServerProcess
 from tests.test_first_steps_page import package_alone
 
 pytest.importorskip("redis")
@@ -120,3 +121,26 @@ def test_commands_outside_of_requests_print_what_is_shown(tmp_path: Path) -> Non
     assert [command for command, _ in commands] == ["-m app.outside_requests", "-m app.commands"]
     for command, shown in commands:
         assert outcome(tmp_path, *command.split()) == shown
+
+
+@pytest.mark.server
+def test_a_refresh_answers_as_shown(tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn")
+    page = "how-to/refresh.md"
+    follow(page, tmp_path)
+    [(key, application)] = re.findall(r"\$ ADMIN_KEY=(\w+) uvicorn (\S+)\n", PAGES[page])
+    [(path, shown)] = re.findall(r"\$ curl .*:8000(/\S+)\n(.+)\n", PAGES[page])
+    model = tmp_path / "model.txt"
+    model.write_text("v1")
+    with ServerProcess(
+        ("-m", "uvicorn", application, "--port", "0"),
+        cwd=tmp_path,
+        PYTHONPATH=str(package_alone(tmp_path)),
+        ADMIN_KEY=key,
+    ) as server:
+        address = server.read_until(r"running on (http://127\.0\.0\.1:\d+)")
+        model.write_text("v2")
+        answer = httpx.post(f"{address}{path}", headers={"admin-key": key}, timeout=60)
+        server.process.terminate()
+        server.wait()
+    assert answer.text == shown
