@@ -216,6 +216,18 @@ def test_pictures_are_scrolled_rather_than_shrunk(where: str, browser: Browser, 
         assert not has_horizontal_scroll(page)
 
 
+def test_a_command_is_copied_without_its_prompt_and_its_output(browser: Browser, url: str) -> None:
+    with looking(browser, url, "light", 1280) as page:
+        page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page.goto(f"{url}/tutorial/first-steps/")
+        block = page.locator(".highlight", has_text="curl")
+        block.hover()
+        block.get_by_role("button", name="Copy").click()
+        expect(page.get_by_text("Copied to clipboard")).to_be_visible()
+        copied = page.evaluate("navigator.clipboard.readText()")
+        assert copied == "curl http://127.0.0.1:8000/users/1"
+
+
 def test_search(browser: Browser, url: str) -> None:
     with looking(browser, url, "light", 1280) as page:
         page.goto(f"{url}/")
