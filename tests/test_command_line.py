@@ -171,7 +171,8 @@ def test_a_set_is_added(run: Run, main: Path, handler: str) -> None:
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
 def test_the_sets_that_are_shown(run: Run, main: Path, name: str) -> None:
     shown = tomllib.loads((ROOT / "docs_src/workers/entry_points.toml").read_text())
-    offer(main, shown["project"]["entry-points"]["fastapi_lifespan_deps"]["models"])
+    [entry_point] = shown["project"]["entry-points"]["fastapi_lifespan_deps"].values()
+    offer(main, entry_point.replace("shop.", "docs_src.workers."))
     workers = "docs_src.workers.classify"
     command = f"worker {workers}:classify --messages {workers}:texts --dependencies {name}"
     assert run(command) == (

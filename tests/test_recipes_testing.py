@@ -23,12 +23,12 @@ def run_pytest(request: pytest.FixtureRequest, *arguments: str) -> str:
 
 
 def test_the_tests_that_are_shown(request: pytest.FixtureRequest) -> None:
-    output = run_pytest(request, TESTING, f"--ignore={TESTING}/auto")
+    output = run_pytest(request, TESTING, f"--ignore={TESTING}/test_auto.py")
     assert "15 passed" in output, output
 
 
 def test_one_event_loop_for_all(request: pytest.FixtureRequest) -> None:
-    output = run_pytest(request, f"{TESTING}/auto")
+    output = run_pytest(request, f"-c{TESTING}/auto/pyproject.toml", f"{TESTING}/test_auto.py")
     assert "1 passed" in output, output
 
 

@@ -35,7 +35,9 @@ POD = yaml.safe_load((WORKERS / "kubernetes.yaml").read_text())["spec"]["templat
 # The example with orders that hold: its own program, and the command of the container.
 PROGRAM = ("-m", "tests.redis_orders")
 COMMAND = tuple(
-    argument.replace("docs_src.workers.redis_stream:handle", "tests.redis_orders:handle")
+    argument.replace("redis_stream:handle", "tests.redis_orders:handle").replace(
+        "=redis_stream:", "=docs_src.workers.redis_stream:"
+    )
     for argument in ("-m", "fastapi_lifespan_deps", *CONTAINER["command"][1:], *CONTAINER["args"])
 )
 

@@ -15,7 +15,12 @@ class Settings(BaseSettings):
 
 
 class PricesSettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="SHOP_PRICES_", env_file=".env", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="SHOP_PRICES_",
+        env_file=".env",
+        extra="ignore",
+        hide_input_in_errors=True,  # the key is among it
+    )
 
     url: HttpUrl
     api_key: SecretStr

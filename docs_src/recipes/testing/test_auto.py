@@ -3,7 +3,7 @@ from collections.abc import AsyncIterator
 import pytest
 from httpx import ASGITransport, AsyncClient
 
-from docs_src.recipes.testing.main import app
+from .main import app
 
 
 @pytest.fixture(scope="session")
