@@ -28,8 +28,11 @@ def test_what_is_wrong_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delenv("SHOP_PRICES_URL")
     monkeypatch.setenv("SHOP_PRICES_API_KEY", "hush")
-    with pytest.raises(ValidationError, match="url\n  Field required") as caught:
-        main.PricesSettings()
+    with (
+        pytest.raises(ValidationError, match="url\n  Field required") as caught,
+        TestClient(main.app),
+    ):
+        raise AssertionError("started")
     assert "hush" not in str(caught.value)
     hushed = main.PricesSettings(url=HttpUrl("http://prices.test"), api_key=SecretStr("hush"))
     assert "hush" not in repr(hushed)
