@@ -265,6 +265,21 @@ def grouped(message: str, errors: Sequence[BaseException]) -> BaseException | No
     return BaseExceptionGroup(message, found) if len(found) > 1 else found[0] if found else None
 
 
+def drop_frames(error: BaseException) -> None:
+    """Let an error say in a note where it was raised, and refer to nothing that is there."""
+    text = "".join(format_exception(error)).rstrip()
+    left: list[BaseException | None] = [error]
+    known: set[int] = set()
+    while left:
+        one = left.pop()
+        if one is not None and id(one) not in known:
+            known.add(id(one))
+            BaseException.with_traceback(one, None)  # its own may be frozen
+            left += [one.__cause__, one.__context__]
+            left += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+    add_note(error, f"It was raised while the application served:\n{text}")
+
+
 def add_note(error: BaseException, note: str) -> None:
     """Add a note, if that can be done: the error is what matters."""
     notes = getattr(error, "__notes__", [])

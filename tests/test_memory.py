@@ -58,6 +58,12 @@ def no_garbage_collector() -> Iterator[None]:
     gc.enable()
 
 
+@pytest.fixture
+def no_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest keeps log records, and with them the tracebacks."""
+    monkeypatch.setattr(logging.getLogger("fastapi_lifespan_deps"), "disabled", True)
+
+
 def plain(followed: Followed) -> Callable[..., Any]:
     return lambda: followed.make()
 
@@ -239,10 +245,8 @@ async def test_after_requests_that_failed() -> None:
     await example.followed.fall_to(0)
 
 
-async def test_after_a_fake_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_after_a_fake_that_failed(no_log: None) -> None:
     """What the fake had been given is not held by what it raised."""
-    # pytest keeps log records, and with them the tracebacks.
-    monkeypatch.setattr(logging.getLogger("fastapi_lifespan_deps"), "disabled", True)
     example = Example()
 
     def fails(
@@ -330,3 +334,56 @@ async def test_a_request_that_was_refused_holds_nothing() -> None:
     await settle()
     assert len(kept) == 3
     await example.followed.fall_to(0)
+
+
+async def test_what_has_died_and_is_back(no_log: None) -> None:
+    """Its error is raised at the end, and tells in a note where it was raised."""
+    followed, dies = Followed(), list[anyio.Event]()
+
+    async def get_model() -> AsyncIterator[Model]:
+        async def die_when_told() -> None:
+            await dies[-1].wait()
+            raise ValueError("the model is broken")
+
+        model = followed.make()
+        dies.append(anyio.Event())
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(die_when_told)
+            yield model
+            tasks.cancel_scope.cancel()
+
+    with pytest.raises(ExceptionGroup) as raised:
+        async with LifespanContainer(get_model, slow_after=None) as view:
+            for _ in range(3):
+                dies[-1].set()
+                await settle()
+                await view.refresh(get_model)
+                await settle()
+                gc.collect()  # tasks of asyncio and trio refer to what they have raised
+                await followed.fall_to(1)
+    assert len(raised.value.exceptions) == 3
+    for error in raised.value.exceptions:
+        note = error.__notes__[-1]
+        assert note.startswith("It was raised while the application served:\n")
+        assert "in die_when_told" in note
+        assert "ValueError: the model is broken" in note
+
+
+async def test_what_has_failed_to_stop_while_others_serve(no_log: None) -> None:
+    followed = Followed()
+
+    async def get_model() -> AsyncIterator[Model]:
+        model = followed.make()
+        yield model
+        raise ValueError(f"{type(model).__name__} cannot be left")
+
+    with pytest.raises(ExceptionGroup) as raised:
+        async with LifespanContainer(get_model, slow_after=None) as view:
+            for _ in range(3):
+                await (await view.refresh(get_model)).wait()
+                await settle()
+                gc.collect()
+                await followed.fall_to(1)
+    *earlier, last = raised.value.exceptions
+    assert all("in get_model" in error.__notes__[-1] for error in earlier)
+    assert last.__traceback__ is not None  # of the end itself nothing is kept for long

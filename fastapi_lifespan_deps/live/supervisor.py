@@ -11,7 +11,7 @@ from typing import Any
 from anyio import CancelScope, CapacityLimiter, Event, get_cancelled_exc_class, move_on_after
 
 from fastapi_lifespan_deps.events import Events
-from fastapi_lifespan_deps.exceptions import combined, name_of
+from fastapi_lifespan_deps.exceptions import combined, drop_frames, name_of
 from fastapi_lifespan_deps.see.spans import Spans
 from fastapi_lifespan_deps.see.watch import Watch
 
@@ -127,12 +127,13 @@ class Supervisor:
         with move_on_after(1) as slow:
             await instance.ended.wait()
         provider = instance.node.provider
-        if not slow.cancelled_caught:
+        if slow.cancelled_caught:
+            self.events.tell("died", provider)
+            await instance.ended.wait()
+            self._tell_end(instance)
+        else:
             self.events.tell("died", provider, error=instance.error)
-            return
-        self.events.tell("died", provider)
-        await instance.ended.wait()
-        self._tell_end(instance)
+        self._keep_no_frames(instance)
 
     def _tell_end(self, instance: Instance) -> None:
         provider, seconds, error = instance.node.provider, instance.seconds, instance.error
@@ -165,6 +166,11 @@ class Supervisor:
             error = error if self.is_closing and isinstance(error, Exception) else None
         if error is not None:
             self._errors.append(error)
+
+    def _keep_no_frames(self, instance: Instance) -> None:
+        """Let an error that is kept to the end of the run be without frames, which keep values."""
+        if instance.started and instance.error is not None and not self.is_closing:
+            drop_frames(instance.error)
 
     def retire(self, instances: Collection[Instance]) -> None:
         """Stop some instances in the background, in reverse; errors are raised at the end."""
@@ -224,6 +230,7 @@ class Supervisor:
             # asyncio may cancel this task once more; the rest is to be stopped all the same
             with suppress(get_cancelled_exc_class()):
                 await finished(instance.ended)
+            self._keep_no_frames(instance)
 
 
 def _leave(instance: Instance) -> None:
