@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from .load import KINDS, Seen
 from .record import Event, Record, by_process
 
+# The client itself has left, or it was meant to fail.
+EXCUSED = ("gone", "planned")
+
 
 @dataclass(frozen=True)
 class Violation:
@@ -96,6 +99,8 @@ def nothing_lost(
 
 
 def _not_lost(one: Seen, is_begun: bool, record: Record) -> Iterator[Violation]:
+    if one.outcome in EXCUSED:
+        return
     if one.outcome == "failed":
         yield Violation("no failed request", f"{one.id}: {one.detail}")
     elif one.outcome == "broken" or (is_begun and not _is_whole(one)):

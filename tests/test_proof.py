@@ -393,7 +393,7 @@ def test_a_cell(tmp_path: Path, lie: str, outcome: str) -> None:
 
 
 def test_scripts_tell_in_which_state_of_the_code_they_ran() -> None:
-    for name in ("bench", "bench-serving", "compat", "ecosystem", "fastapi-suite", "test"):
+    for name in ("bench", "bench-serving", "compat", "ecosystem", "fastapi-suite", "soak", "test"):
         text = (ROOT / "scripts" / name).read_text()
         assert f'\nkeep_result {name} "$@"\n' in text
         assert "\nexec " not in text
