@@ -26,7 +26,13 @@ from tests.serving import BUNDLED, CountWords, ServerProcess, save_second_versio
 
 # isort: split
 from docs_src.model_serving.embedding import get_model
-from docs_src.model_serving.files import BUNDLED_SHA256, ModelChoice, ModelFilesDep
+from docs_src.model_serving.files import (
+    BUNDLED_SHA256,
+    ModelChoice,
+    ModelFiles,
+    ModelFilesDep,
+    check_model,
+)
 from docs_src.model_serving.main import app, create_app
 from docs_src.model_serving.settings import Settings
 from docs_src.model_serving.shutdown import get_shutdown
@@ -589,6 +595,24 @@ def test_an_application_stops_while_its_timer_reloads(
         assert loading.wait(PATIENCE)
     wait_until(lambda: models.alive == 0)
     assert "The model was not reloaded" not in caplog.text
+
+
+def test_nothing_is_loaded_when_the_stop_comes_while_the_files_are_checked(
+    monkeypatch: pytest.MonkeyPatch, models: Models, second: Path
+) -> None:
+    async def get() -> Any:
+        return app.lifespan_container[get_shutdown]
+
+    def check(choice: ModelChoice) -> ModelFiles:
+        shutdown.is_coming = True
+        return check_model(choice)
+
+    with TestClient(app) as client:
+        assert client.portal
+        shutdown = client.portal.call(get)
+        monkeypatch.setattr("docs_src.model_serving.swapping.check_model", check)
+        assert swap(client, second).status_code == 503
+        assert version(client) == V1
 
 
 def test_the_timer_does_not_begin_when_the_application_is_about_to_stop(

@@ -210,7 +210,7 @@ GROWS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("lie", LIES)
 def test_an_application_that_leaks_fails(tmp_path: Path, lie: str, is_thorough: bool) -> None:
-    if not is_thorough and lie != "keeps threads":
+    if not is_thorough and lie != "leaves twice":
         pytest.skip("takes its time")
     code, figures, output = soak(
         tmp_path, "--rounds", "10", "--actions", "2", "--seed", "1", "--lie", lie, "uvicorn"

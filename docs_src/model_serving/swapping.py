@@ -138,6 +138,8 @@ class Swapper:
 
     # --8<-- [start:load]
     async def _load(self, files: ModelFiles, started: float) -> None:
+        if self._shutdown.is_coming:  # by now
+            raise Stopping
         policy = self._settings.swap_policy
         logger.info("Another model is asked for: %s %s", files.name, files.version)
         previous, self._source.files = self._source.files, files
