@@ -33,7 +33,7 @@ OUTPUTS = {
     "why.txt": "graph shop.main:app --why get_settings",
     "picture.txt": "graph shop.main:app --format mermaid",
     "start.txt": "start shop.main:app",
-    "hanging.txt": "start shop.search:app --timeout 0.5",
+    "hanging.txt": "start shop.search:app --timeout 1",
 }
 
 

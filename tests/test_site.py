@@ -95,7 +95,9 @@ def looking(browser: Browser, url: str, scheme: Scheme, width: int) -> Iterator[
     assert requested
     elsewhere = [one for one in requested if not one.startswith((f"{url}/", "blob:", "data:"))]
     assert elsewhere == []
-    assert complaints == []
+    # the browser's, when a page is left while the search field opens
+    notice = "Autofocus processing was blocked"
+    assert [one for one in complaints if notice not in one] == []
 
 
 class Links(HTMLParser):

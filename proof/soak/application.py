@@ -42,8 +42,8 @@ Engine = Annotated[Value, Depends(get_engine, scope="lifespan")]
 
 
 async def get_model(engine: Engine) -> AsyncIterator[Value]:
+    await anyio.lowlevel.checkpoint()  # where a start may be given up
     model = Value("model", engine)
-    await anyio.lowlevel.checkpoint()
     yield model
     model.check()
     await anyio.lowlevel.checkpoint()

@@ -221,6 +221,7 @@ class Driver:
 
     def tell(self, violations: list[Violation]) -> None:
         for one in violations:
+            print(f"{self.seconds:6.0f} s  {self.name:10} {one.claim}: {one.text}", flush=True)
             self.violations.append(
                 {
                     "server": self.name,
