@@ -33,7 +33,9 @@ from .values import record
 
 BACKENDS = {"uvicorn": "asyncio", "hypercorn": "trio"}
 OF_A_RUN = ("values", "instances", "pins", "runs")
-SETTLING = 8.0  # seconds
+# Until it is due, asyncio keeps a timer that was cancelled, and the context that it would have run
+# in: uvicorn's pings are 20 seconds apart.
+SETTLING = 60.0  # seconds
 KEEP_ALIVE = 1  # seconds, for which a server may hold the last request of a connection, too
 
 
