@@ -34,7 +34,9 @@ LIES = (
 )
 
 
-async def soak(driver: Driver, minutes: float, rounds: int | None) -> None:
+async def soak(
+    driver: Driver, minutes: float, rounds: int | None, ended: dict[str, anyio.Event]
+) -> None:
     """To the end; what goes wrong with the server's process, or in here, is a violation, too."""
     try:
         async with driver.running(), anyio.create_task_group() as tasks:
@@ -43,10 +45,16 @@ async def soak(driver: Driver, minutes: float, rounds: int | None) -> None:
             while len(driver.points) < rounds if rounds else monotonic() < end:
                 await driver.round()
                 print(report.line(driver), flush=True)
+            ended[driver.name].set()
+            # what both processes have in common would count for the one that is left
+            for one in ended.values():
+                await one.wait()
             tasks.cancel_scope.cancel()
     except Exception as error:
         traceback.print_exc()
         driver.tell([Violation("goes on", repr(one)) for one in leaves(error)])
+    finally:
+        ended[driver.name].set()
 
 
 def leaves(error: BaseException) -> list[BaseException]:
@@ -57,9 +65,10 @@ def leaves(error: BaseException) -> list[BaseException]:
 
 
 async def soak_all(drivers: Sequence[Driver], minutes: float, rounds: int | None) -> None:
+    ended = {driver.name: anyio.Event() for driver in drivers}
     async with anyio.create_task_group() as tasks:
         for driver in drivers:
-            tasks.start_soon(soak, driver, minutes, rounds)
+            tasks.start_soon(soak, driver, minutes, rounds, ended)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
