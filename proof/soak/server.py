@@ -34,7 +34,7 @@ from .values import record
 BACKENDS = {"uvicorn": "asyncio", "hypercorn": "trio"}
 OF_A_RUN = ("values", "instances", "pins", "runs")
 # Until it is due, asyncio keeps a timer that was cancelled, and the context that it would have run
-# in: uvicorn's pings are 20 seconds apart.
+# in.
 SETTLING = 60.0  # seconds
 KEEP_ALIVE = 1  # seconds, for which a server may hold the last request of a connection, too
 
@@ -62,7 +62,13 @@ def listen_to_logs() -> None:
 
 async def serve_by_uvicorn(listener: socket.socket, stop: anyio.Event) -> None:
     config = uvicorn.Config(
-        app, log_config=None, log_level="warning", lifespan="on", timeout_keep_alive=KEEP_ALIVE
+        app,
+        log_config=None,
+        log_level="warning",
+        lifespan="on",
+        timeout_keep_alive=KEEP_ALIVE,
+        # The cancelled timer of a ping would keep the pin of its WebSocket, as asyncio keeps it.
+        ws_ping_interval=None,
     )
     server = uvicorn.Server(config)
     async with anyio.create_task_group() as tasks:
