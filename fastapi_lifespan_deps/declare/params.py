@@ -423,15 +423,21 @@ def requirement(
 
 def check_seen(call: Callable[..., Any], parameter: Parameter) -> None:
     """Raise for a declaration that nobody would see, since a default would take its place."""
-    declares = f"`{name_of(call)}` ({location_of(call)}) declares `{parameter.name}: "
     if isinstance(parameter.annotation, str) and "Depends" in parameter.annotation:
-        raise LifespanDependencyError(
-            f"{declares}{parameter.annotation}`, and not all of these names exist at run time. "
-            "Import what is imported for type checkers alone; define the function where its "
-            "annotations can be resolved, at the top of a module."
+        shown = parameter.annotation
+        problem = (
+            ", and not all of these names exist at run time. Import what is imported for type "
+            "checkers alone; define the function where its annotations can be resolved, at the top "
+            "of a module."
         )
-    if parameter.hides_declaration:
-        raise LifespanDependencyError(
-            f"{declares}...` with `Depends` inside of a larger type, where it is not looked for. "
-            "Put it outermost: `Annotated[Client | None, Depends(...)]`."
+    elif parameter.hides_declaration:
+        shown = "..."
+        problem = (
+            " with `Depends` inside of a larger type, where it is not looked for. Put it "
+            "outermost: `Annotated[Client | None, Depends(...)]`."
         )
+    else:
+        return
+    raise LifespanDependencyError(
+        f"`{name_of(call)}` ({location_of(call)}) declares `{parameter.name}: {shown}`{problem}"
+    )

@@ -73,11 +73,11 @@ def _read(annotation: Any) -> tuple[Any, list[Any]]:
 
 
 def _hides_declaration(annotation: Any) -> bool:
-    to_look_at, known = [*get_args(annotation)], set[int]()
+    to_look_at, known = [*get_args(annotation)], dict[int, Any]()
     while to_look_at:
         one = to_look_at.pop()
         if id(one) not in known:  # a type may be made of itself
-            known.add(id(one))
+            known[id(one)] = one  # kept, so that no other gets its id
             inner, metadata = _read(one)
             if any(isinstance(item, params.Depends) for item in metadata):
                 return True
