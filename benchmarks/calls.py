@@ -18,7 +18,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from .competitors import callers
+from .competitors import callers, present
 from .competitors.calling import Call, Caller, Calls, Start
 from .instructions import counter as instruction_counter
 from .measure import Counter, Subject
@@ -40,15 +40,7 @@ def rounds(effort: float) -> int:
 def measure(advance: Callable[[str], None], effort: float) -> dict[str, Any]:
     """Ratios, quartiles and microseconds of each way to call."""
     counter, refused = instruction_counter()
-    rows: dict[str, dict[str, Any]] = {}
-    found: list[Caller] = []
-    for one in callers():
-        if isinstance(one, Caller):
-            found.append(one)
-            rows[one.name] = {}
-        else:
-            name, reason = one
-            rows[name] = {"problem": reason}
+    found, rows = present(callers())
     rows |= asyncio.run(_measure(found, rounds(effort), counter, lambda: advance("calls")))
     return {"no_instructions": refused, "callers": rows}
 

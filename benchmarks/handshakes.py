@@ -20,7 +20,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from .competitors import connectors
+from .competitors import connectors, present
 from .competitors.connecting import COUNT, LAST, LEVELS, Connector, Handshakes
 from .requests import WrongAnswer, get
 
@@ -51,15 +51,7 @@ def rounds(effort: float) -> int:
 
 def measure(advance: Callable[[str], None], effort: float) -> dict[str, Any]:
     """The seconds of each contestant, and how often they are those of the longest path."""
-    rows: dict[str, dict[str, Any]] = {}
-    found: list[Connector] = []
-    for one in connectors():
-        if isinstance(one, Connector):
-            found.append(one)
-            rows[one.name] = {}
-        else:
-            name, reason = one
-            rows[name] = {"problem": reason}
+    found, rows = present(connectors())
     rows |= asyncio.run(_measure(found, SECONDS, rounds(effort), lambda: advance("handshakes")))
     return {"seconds": SECONDS, "connectors": rows}
 

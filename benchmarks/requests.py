@@ -16,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from .competitors import contestants
+from .competitors import contestants, present
 from .competitors.case import COUNTS, Case, Contestant
 from .instructions import counter as instruction_counter
 from .measure import Counter, Subject
@@ -37,18 +37,10 @@ def rounds(effort: float) -> int:
 def measure(advance: Callable[[str], None], effort: float) -> dict[str, Any]:
     """Ratios, quartiles, microseconds and instructions of each contestant at each number."""
     counter, refused = instruction_counter()
-    rows: dict[str, dict[str, Any]] = {}
-    found: list[Contestant] = []
-    for one in contestants():
-        if isinstance(one, Contestant):
-            found.append(one)
-            rows[one.name] = {}
-        else:
-            name, reason = one
-            rows[name] = {"problem": reason}
+    found, rows = present(contestants())
     for count in COUNTS:
-        present = [contestant for contestant in found if count in contestant.counts]
-        results = asyncio.run(_measure(present, count, rounds(effort), counter, advance))
+        taking = [contestant for contestant in found if count in contestant.counts]
+        results = asyncio.run(_measure(taking, count, rounds(effort), counter, advance))
         for name, result in results.items():
             rows[name] |= result if "problem" in result else {str(count): result}
     for row in rows.values():

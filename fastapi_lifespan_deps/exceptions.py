@@ -5,7 +5,7 @@ import functools
 import inspect
 import os
 from asyncio import CancelledError
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from traceback import format_exception
@@ -265,18 +265,25 @@ def grouped(message: str, errors: Sequence[BaseException]) -> BaseException | No
     return BaseExceptionGroup(message, found) if len(found) > 1 else found[0] if found else None
 
 
+def related(error: BaseException) -> Iterator[BaseException]:
+    """An error, and all that it is made of, or was raised because of; each once."""
+    left, known = [error], set[int]()
+    while left:
+        one = left.pop()
+        if id(one) in known:
+            continue
+        known.add(id(one))
+        yield one
+        if isinstance(one, BaseExceptionGroup):
+            left += one.exceptions
+        left += [inner for inner in (one.__cause__, one.__context__) if inner is not None]
+
+
 def drop_frames(error: BaseException) -> None:
     """Let an error say in a note where it was raised, and refer to nothing that is there."""
     text = "".join(format_exception(error)).rstrip()
-    left: list[BaseException | None] = [error]
-    known: set[int] = set()
-    while left:
-        one = left.pop()
-        if one is not None and id(one) not in known:
-            known.add(id(one))
-            BaseException.with_traceback(one, None)  # its own may be frozen
-            left += [one.__cause__, one.__context__]
-            left += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+    for one in related(error):
+        BaseException.with_traceback(one, None)  # its own may be frozen
     add_note(error, f"It was raised while the application served:\n{text}")
 
 

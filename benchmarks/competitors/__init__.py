@@ -3,9 +3,9 @@
 import importlib
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .calling import Caller
 from .case import Contestant
@@ -41,6 +41,23 @@ def connectors() -> Iterator[Connector | tuple[str, str]]:
     """The same for connections that are opened at the start."""
     for found in _modules(["lifespan_deps", "plain", *CONNECTING]):
         yield from [found] if isinstance(found, tuple) else found.CONNECTORS
+
+
+Part = TypeVar("Part", Contestant, Caller, Connector)
+
+
+def present(found: Iterable[Part | tuple[str, str]]) -> tuple[list[Part], dict[str, Any]]:
+    """Those that are there, and a row for each of all: with the problem of one that is not."""
+    there: list[Part] = []
+    rows: dict[str, Any] = {}
+    for one in found:
+        if isinstance(one, tuple):
+            name, reason = one
+            rows[name] = {"problem": reason}
+        else:
+            there.append(one)
+            rows[one.name] = {}
+    return there, rows
 
 
 def _modules(names: list[str]) -> Iterator[Any]:

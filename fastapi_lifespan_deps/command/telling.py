@@ -18,7 +18,7 @@ import fastapi
 import starlette
 import typer
 
-from fastapi_lifespan_deps.exceptions import LifespanDependencyError
+from fastapi_lifespan_deps.exceptions import LifespanDependencyError, related
 
 from .finding import Found, NotFound, application_at
 
@@ -85,18 +85,7 @@ def shown(error: BaseException) -> str:
 
 def own_error(error: BaseException) -> LifespanDependencyError | None:
     """The error of this library that an error is, or that something has wrapped."""
-    left, seen = [error], set[int]()
-    while left:
-        one = left.pop()
-        if isinstance(one, LifespanDependencyError):
-            return one
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        if isinstance(one, BaseExceptionGroup):
-            left += one.exceptions
-        left += [inner for inner in (one.__cause__, one.__context__) if inner is not None]
-    return None
+    return next((one for one in related(error) if isinstance(one, LifespanDependencyError)), None)
 
 
 def traceback_of(error: BaseException) -> str:
