@@ -98,6 +98,13 @@ def nothing_lost(
             yield Violation("endpoints end", f"the endpoint of {id} ended {ended[id]} times")
 
 
+def served_on(seen: Collection[Seen]) -> Iterator[Violation]:
+    """While a server goes on, it turns nobody away, and closes no WebSocket."""
+    for one in seen:
+        if one.outcome in ("refused", "closed"):
+            yield Violation("serves on", f"{one.id}, a {one.kind}, was {one.outcome}: {one.detail}")
+
+
 def _not_lost(one: Seen, is_begun: bool, record: Record) -> Iterator[Violation]:
     if one.outcome in EXCUSED:
         return

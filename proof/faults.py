@@ -90,6 +90,7 @@ def value_dies(stage: Stage) -> Iterator[Violation]:
     stage.running.stop()
     yield from stage.end("stop failed")
     yield from stage.requests(load)
+    yield from claims.served_on(load.seen)
     yield from stage.values()
     yield from stage.log_of_workers_ends(STOPPED)
     yield from stage.output_has("RuntimeError: the feed is broken")
@@ -118,6 +119,7 @@ def refresh_fails(stage: Stage) -> Iterator[Violation]:
         yield Violation("refresh begins", f"no engine was started anew: {engines}")
     yield from stage.stop()
     yield from stage.requests(load)
+    yield from claims.served_on(load.seen)
     yield from stage.values()
     yield from stage.log_of_workers_ends(STOPPED)
 
@@ -138,6 +140,7 @@ def refresh_under_load(stage: Stage) -> Iterator[Violation]:
     stage.has_drained(2 * len(workers))  # an engine and a model
     yield from stage.stop()
     yield from stage.requests(load)
+    yield from claims.served_on(load.seen)
     yield from stage.values()
     yield from stage.log_of_workers_ends(STOPPED)
     for name in ("engine", "model"):
