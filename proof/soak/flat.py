@@ -1,8 +1,10 @@
 """Whether something is flat: from the second tenth of a soak on.
 
-What can be counted exactly must be no more at any calm point than it was in the second tenth. In
-the first, much is made that stays: caches, pools, modules that are imported late. So a single
-thread, task or descriptor that is kept, fails.
+What can be counted exactly must be no more at any calm point than at the best one of the second
+tenth. In the first, much is made that stays: caches, pools, modules that are imported late. So a
+single thread, task or descriptor that is kept, fails. It may be kept to the end of a run only: then
+it comes and goes with the runs, of which there are many in a tenth, and the most of them tells
+nothing.
 
 Objects, blocks of memory and memory can't be exact: the interpreter and libraries keep some for
 themselves, and the package keeps what values have died of to the end of a run. These are judged by
@@ -31,7 +33,7 @@ class Judgement:
     """Of one thing that was measured."""
 
     name: str
-    first: float  # the most of the second tenth, or the median
+    first: float  # the least of the second tenth, or the median
     last: float  # the most afterwards, or the median of the last tenth
     growth: float  # of the trend, to the end
     tolerance: float
@@ -59,7 +61,7 @@ def tenths(points: Sequence[Point]) -> tuple[Sequence[Point], Sequence[Point]]:
 
 def exact(name: str, points: Sequence[Point]) -> Judgement:
     second, rest = tenths(points)
-    first, last = (max(point[name] for point in some) for some in (second, rest))
+    first, last = min(point[name] for point in second), max(point[name] for point in rest)
     return Judgement(name, first, last, max(0, last - first), 0, last <= first)
 
 
