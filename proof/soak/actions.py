@@ -8,6 +8,7 @@ import anyio.to_thread
 
 from fastapi_lifespan_deps import (
     LifespanContainer,
+    LifespanDependencyError,
     LifespanNotRunning,
     RefreshError,
     View,
@@ -32,6 +33,8 @@ REFRESHED: dict[str, Callable[..., Any]] = {
     "journal": here.get_journal,
     "scarce": here.get_scarce,
 }
+# Those that no override stands for, nor for what they need: a refresh gives another value.
+RENEWED = ("engine", "settings", "clock", "ledger", "archive", "journal")
 FAKES: dict[str, Callable[..., Any]] = {"fake": here.fake_model, "other": here.other_model}
 SOON = 0.02
 
@@ -45,9 +48,19 @@ async def view() -> View:
             await anyio.sleep(SOON)
 
 
+async def value_of(provider: str) -> object:
+    """What it is now; where there is none, something else each time."""
+    try:
+        found: object = (await view())[REFRESHED[provider]]
+    except LifespanDependencyError:  # the run is about to end
+        found = object()
+    return found
+
+
 async def refresh(
     provider: str, policy: Policy = "availability_preserving", fails: str = ""
 ) -> str:
+    before = await value_of(provider) if provider in RENEWED else None
     if fails:
         faults.add(fails)
     try:
@@ -60,6 +73,8 @@ async def refresh(
         faults.discard(fails)
     if policy == "resource_preserving":
         await draining.wait()
+    if before is not None and await value_of(provider) is before:
+        raise RuntimeError(f"the {provider} was refreshed, and is what it was")
     return "done"
 
 
