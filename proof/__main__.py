@@ -1,7 +1,7 @@
 """Run servers against faults, and say for each whether what must hold does.
 
 For example:
-    scripts/prove                                  all, in about ten minutes
+    scripts/prove                                  all, in about five minutes
     scripts/prove granian 'uvicorn*'               these servers
     scripts/prove --faults 'start-*' reload        these faults
 
