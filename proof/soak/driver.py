@@ -194,7 +194,13 @@ class Driver:
             if any(found[name] < least[name] for name in EXACT):
                 fell = monotonic()
             least = found | {name: min(found[name], least[name]) for name in EXACT}
+        if before and any(least[name] > before[name] for name in EXACT):
+            await self._tell_kept()
         return least
+
+    async def _tell_kept(self) -> None:
+        for line in await self.control.do("kept"):
+            print(f"{self.seconds:6.0f} s  {self.name:10} still there: {line}", flush=True)
 
     def _found(self, clients: Clients) -> list[Violation]:
         """What doesn't hold in this round."""

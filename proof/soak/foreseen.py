@@ -12,6 +12,8 @@ FORESEEN = (
     (r"Exception in ASGI|Error in ASGI", r"There is no value of `(get_feed|get_gauge|get_scarce)`"),
     # WebSockets hold values for as long as they are open.
     (r"^The old `.*` is still waited for; ", "None"),
+    # A worker has taken it when its container ends.
+    (r"^A message was neither done nor failed: ", "None"),
     # A run in which a value has died ends with its error.
     (r"Application shutdown failed|Planned: the feed is broken", "None"),
 )

@@ -28,6 +28,7 @@ from fastapi_lifespan_deps import enable_lifespan_scope
 from .actions import ACTIONS
 from .application import app
 from .control import LONG
+from .kept import kept
 from .measure import measured, types_of_objects
 from .values import record
 
@@ -133,11 +134,15 @@ class Process:
     async def measure(self) -> dict[str, int]:
         return measured()
 
+    async def kept(self) -> list[str]:
+        return kept()
+
     async def types(self) -> dict[str, int]:
         return dict(types_of_objects())
 
     def knows(self, what: str) -> Callable[..., Awaitable[Any]]:
-        own = {one.__name__: one for one in (self.restart, self.measure, self.types, self.end)}
+        commands = (self.restart, self.measure, self.kept, self.types, self.end)
+        own = {one.__name__: one for one in commands}
         found: Callable[..., Awaitable[Any]] = own[what] if what in own else ACTIONS[what]
         return found
 
