@@ -142,6 +142,7 @@ class Driver:
             self.plan,
             may_lose=self.name in LOSING,
         )
+        since = monotonic()
         async with anyio.create_task_group() as flowing:
             clients.start(flowing, each=self.each)
             async with anyio.create_task_group() as acting:
@@ -152,7 +153,7 @@ class Driver:
         await clients.ask_once()  # which takes the overrides back
         self.seen.update(f"{one.kind} {one.outcome}" for one in clients.seen)
         self.points.append({"time": self.seconds, **await self._settled()})
-        self.tell(self._found(clients))
+        self.tell(self._found(clients, since))
         self._forget()
         if len(self.points) == 1 or self.random.random() < 0.2:
             await self.restart(looks=True)
@@ -202,15 +203,15 @@ class Driver:
         for line in await self.control.do("kept"):
             print(f"{self.seconds:6.0f} s  {self.name:10} still there: {line}", flush=True)
 
-    def _found(self, clients: Clients) -> list[Violation]:
-        """What doesn't hold in this round."""
+    def _found(self, clients: Clients, since: float) -> list[Violation]:
+        """What doesn't hold in this round, which began then."""
         alive = {self.pid}  # its values need not be left
         lost = claims.nothing_lost(self.record, clients.seen)
         return [
             *(one for one in lost if one.claim != "load"),  # of all rounds together
             *claims.all_left_once_in_order(self.record, alive),
             *claims.never_dead(self.record),
-            *unforeseen(self.record.of("log")),
+            *unforeseen(self.record.of("log"), has_restarted=self.plan.covers(CONNECTION, since)),
         ]
 
     def _forget(self) -> None:
